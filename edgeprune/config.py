@@ -1,0 +1,247 @@
+"""`edgeprune.toml` and the command line -> `Config`.
+
+Every setting stands here once: its name and default, the words that explain it, and the flag that sets it. A flag
+wins over the file, the file over the default. Unknown keys are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from edgeprune.errors import UsageError
+from edgeprune.protocols import did_you_mean
+from edgeprune.types import Goal
+
+FILE_NAME = "edgeprune.toml"
+
+_UNITS = {"pt": 0.01, "%": 0.01, "x": 1.0, "ms": 1.0, "s": 1000.0, "B": 1, "kB": 1e3, "MB": 1e6, "KiB": 1024, "MiB": 1024**2}
+
+
+def quantity(*units: str) -> BeforeValidator:
+    """Validator that reads "2 pt", "3.5 ms", "1.5x" or a bare number as a number in the base unit."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        for unit in sorted(units, key=len, reverse=True):
+            if value.strip().endswith(unit):
+                return float(value.strip()[: -len(unit)]) * _UNITS[unit]
+        return float(value)
+
+    return BeforeValidator(read)
+
+
+def _epsilon(value: object) -> object:
+    return str(Fraction(value)) if isinstance(value, str) else value
+
+
+Drop = Annotated[float, quantity("pt", "%"), Field(ge=0, le=1)]
+Bytes = Annotated[float, quantity("B", "kB", "MB", "KiB", "MiB"), Field(gt=0)]
+Milliseconds = Annotated[float, quantity("ms", "s"), Field(gt=0)]
+Times = Annotated[float, quantity("x"), Field(gt=0)]
+
+
+def setting(default: Any, help: str, *, flag: str = "", **limits: Any) -> Any:
+    """A field with its help text; `flag` names the command-line option where the field's own name would not do."""
+    return Field(default, description=help, json_schema_extra={"flag": flag} if flag else None, **limits)
+
+
+class Section(BaseModel):
+    """One table of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    arch: str | None = setting(None, "Constructor of a state_dict's network: package.module:callable.")
+    arch_args: dict[str, Any] = setting({}, "Keyword arguments of that constructor (JSON on the command line).")
+    trust: tuple[str, ...] = setting((), "Import prefixes whose classes a model file may use.")
+    input_shape: tuple[int, int, int] | None = setting(None, "Channels, height, width of one image.")
+    mean: tuple[float, ...] = setting((), "Mean a channel, subtracted inside the exported graph.")
+    std: tuple[float, ...] = setting((), "Standard deviation a channel, divided by inside the exported graph.")
+    bounds: tuple[float, float] = setting((0.0, 1.0), "Smallest and largest pixel value.", flag="pixel-bounds")
+    classes: tuple[str, ...] = setting((), "Class names, in the order of the logits.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel to each")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("every std must be above 0")
+        if self.bounds[0] >= self.bounds[1]:
+            raise ValueError("bounds: the smallest pixel value must be below the largest")
+        if self.input_shape and any(size <= 0 for size in self.input_shape):
+            raise ValueError("input_shape must be three positive numbers: channels, height, width")
+        return self
+
+
+class DataConfig(Section):
+    train: Path | None = setting(None, "Training data: importance, calibration, recovery.")
+    test: Path | None = setting(None, "Test data: every number that is reported.")
+    samples: int | None = setting(None, "Report on this many test images (stratified, by the seed).", gt=0)
+
+
+class PruneConfig(Section):
+    ratio: float | None = setting(None, "Goal: share of every group's channels to remove.", gt=0, lt=1)
+    macs_ratio: float | None = setting(None, "Goal: share of the MACs to keep.", gt=0, lt=1)
+    speedup: Times | None = setting(None, "Goal: measured speed-up on the first runtime.", gt=1)
+    latency_ms: Milliseconds | None = setting(None, "Goal: measured p50 on the first runtime.")
+    criterion: str = setting("l2", "What makes a channel important.")
+    ignore: tuple[str, ...] = setting((), "Layers to leave alone (names or patterns such as layer3.*).")
+    channel_multiple: int | None = setting(None, "Widths end on multiples of this (default: the target's).", gt=0)
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> PruneConfig:
+        given = [kind for kind in ("ratio", "macs_ratio", "speedup", "latency_ms") if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one goal at a time, not {' and '.join(given)}")
+        return self
+
+    def goal(self) -> Goal:
+        """The goal that was set; half the channels of every group when none was."""
+        if self.macs_ratio is not None:
+            return Goal("macs_ratio", self.macs_ratio)
+        if self.speedup is not None:
+            return Goal("speedup", self.speedup)
+        if self.latency_ms is not None:
+            return Goal("latency_ms", self.latency_ms)
+        return Goal("ratio", 0.5 if self.ratio is None else self.ratio)
+
+
+class RecoverConfig(Section):
+    recipe: Literal["none", "calibrate", "finetune", "distill"] = setting(
+        "distill", "How accuracy is won back.", flag="recover"
+    )
+    epochs: int = setting(6, "Passes over the training images.", flag="recover-epochs", gt=0)
+    batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
+    learning_rate: float = setting(0.05, "Peak of the one-cycle schedule.", flag="recover-learning-rate", gt=0)
+
+
+class LatencyConfig(Section):
+    runtimes: tuple[str, ...] = setting(("onnxruntime", "openvino"), "Runtimes to export for; goals use the first.")
+    threads: int = setting(1, "Threads of the runtime.", gt=0)
+    batch_size: int = setting(1, "Images an inference.", gt=0)
+    processes: int = setting(5, "Fresh processes to time in.", flag="timing-processes", gt=0)
+    blocks: int = setting(12, "Interleaved blocks of each file a process.", flag="timing-blocks", gt=1)
+
+
+class AttackConfig(Section):
+    attack: str = setting("pgd", "Which attack is run on the exported file.")
+    norm: Literal["linf", "l2"] = setting("linf", "Norm of the perturbation.")
+    eps: Annotated[str, BeforeValidator(_epsilon)] = setting("8/255", "Largest perturbation, in pixel units.")
+    steps: int = setting(40, "Gradient steps a restart.", flag="attack-steps", gt=0)
+    restarts: int = setting(2, "Random starts.", flag="attack-restarts", gt=0)
+    samples: int | None = setting(None, "Attack this many test images (default: all).", flag="attack-samples", gt=0)
+
+    @property
+    def epsilon(self) -> float:
+        return float(Fraction(self.eps))
+
+    @model_validator(mode="after")
+    def _positive(self) -> AttackConfig:
+        if Fraction(self.eps) <= 0:
+            raise ValueError("eps must be above 0")
+        return self
+
+
+class BudgetConfig(Section):
+    accuracy_drop: Drop | None = setting(None, "Largest drop of clean accuracy.", flag="max-accuracy-drop")
+    robust_accuracy_drop: Drop | None = setting(
+        None, "Largest drop of robust accuracy.", flag="max-robust-accuracy-drop"
+    )
+    latency_ms: Milliseconds | None = setting(None, "Largest p50.", flag="max-latency-ms")
+    speedup: Times | None = setting(None, "Smallest measured speed-up.", flag="min-speedup")
+    size_bytes: Bytes | None = setting(None, "Largest file.", flag="max-size")
+    confidence: float = setting(0.95, "Confidence of the bounds that are judged.", gt=0.5, lt=1)
+
+    def limits(self) -> dict[str, float]:
+        """The budgets that were set, by name."""
+        given = self.model_dump(exclude={"confidence"})
+        return {name: float(value) for name, value in given.items() if value is not None}
+
+
+class RunConfig(Section):
+    target: str = setting("cpu", "Hardware profile, by name or as a path to a TOML file.")
+    out: Path | None = setting(None, "Output folder (default: runs/MODEL-TARGET).")
+    seed: int = setting(0, "Seed of everything that is drawn at random.", ge=0)
+    device: str = setting("cpu", "Torch device of training and of the attack's gradients.")
+    torch_threads: int | None = setting(None, "Threads of torch itself (default: all cores).", gt=0)
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prune: PruneConfig = PruneConfig()
+    recover: RecoverConfig = RecoverConfig()
+    latency: LatencyConfig = LatencyConfig()
+    attack: AttackConfig = AttackConfig()
+    budget: BudgetConfig = BudgetConfig()
+    run: RunConfig = RunConfig()
+
+
+def flag_of(section: str, name: str) -> str:
+    """The command-line option (without dashes) that sets `section.name`."""
+    field = Config.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
+    extra = field.json_schema_extra
+    return str(extra["flag"]) if isinstance(extra, dict) else name.replace("_", "-")
+
+
+def load_config(path: Path | None, flags: Mapping[str, Mapping[str, object]]) -> Config:
+    """Read `path` (default: ./edgeprune.toml if it is there) and lay the flags over it.
+
+    `flags` maps section to {name: value}. Paths in the file are relative to the file. UsageError names the key,
+    what is wrong with it and the nearest known key.
+    """
+    if path is None and Path(FILE_NAME).is_file():
+        path = Path(FILE_NAME)
+    tables = _read(path) if path else {}
+    merged: dict[str, dict[str, object]] = {}
+    for section in {*tables, *flags}:
+        table = tables.get(section, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"unknown key in {path}: {section}", hint=did_you_mean(section, tuple(Config.model_fields)))
+        over = dict(flags.get(section, {}))
+        if section == "prune" and {"ratio", "macs_ratio", "speedup", "latency_ms"} & over.keys():
+            table = {k: v for k, v in table.items() if k not in {"ratio", "macs_ratio", "speedup", "latency_ms"}}
+        merged[section] = {**table, **over}
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, path, flags) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            tables = tomllib.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"no such configuration file: {path}") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    for section, name in (("data", "train"), ("data", "test"), ("run", "out")):
+        table = tables.get(section)
+        if isinstance(table, dict) and isinstance(table.get(name), str):
+            table[name] = path.parent / table[name]
+    return tables
+
+
+def _explain(error: ValidationError, path: Path | None, flags: Mapping[str, Mapping[str, object]]) -> UsageError:
+    first = error.errors(include_url=False)[0]
+    section, name = (*(str(part) for part in first["loc"]), "", "")[:2]
+    known = Config.model_fields.get(section)
+    if first["type"] == "extra_forbidden":
+        names = tuple(known.annotation.model_fields) if known and name else tuple(Config.model_fields)  # type: ignore[union-attr]
+        key = f"{section}.{name}" if name else section
+        return UsageError(f"unknown key in {path}: {key}", hint=did_you_mean(name or section, names))
+    place = f"--{flag_of(section, name)}" if name in flags.get(section, {}) else f"{section}.{name}".rstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    where = "" if place.startswith("--") or path is None else f"in {path}"
+    return UsageError(f"{place}: {message}", where=where)

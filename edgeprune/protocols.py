@@ -1,0 +1,110 @@
+"""What a plugin is: criteria, runtimes, attacks and devices. Built-ins register like everybody else.
+
+Each protocol has an entry-point group (`edgeprune.criteria`, `.runtimes`, `.attacks`, `.devices`); `find` loads
+one by name and `names` lists what is installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeprune.errors import RuntimeMissingError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgeprune.records import BlockSamples, LatencyRequest, RuntimeInfo
+    from edgeprune.types import (
+        AttackBudget,
+        AttackOutcome,
+        ChannelGraph,
+        Floats,
+        ModelBundle,
+        Progress,
+        Scores,
+        Split,
+        Victim,
+    )
+
+GROUPS = {
+    "criterion": "edgeprune.criteria",
+    "runtime": "edgeprune.runtimes",
+    "attack": "edgeprune.attacks",
+    "device": "edgeprune.devices",
+}
+
+
+class Criterion(Protocol):
+    """Scores the channels of every group: what may go first. A function."""
+
+    def __call__(self, bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores: ...
+
+
+class Session(Protocol):
+    """A file opened in its runtime."""
+
+    info: RuntimeInfo
+
+    def logits(self, images: Floats) -> Floats:
+        """Pixels float32 (N, C, H, W) to logits float32 (N, K)."""
+
+
+class Runtime(Protocol):
+    """What serves a file: names its format, makes it from the ONNX graph, opens it."""
+
+    name: str
+    format: str
+    suffix: str
+
+    def version(self) -> str: ...
+
+    def convert(self, onnx: Path, destination: Path) -> tuple[Path, ...]:
+        """Make this runtime's file at `destination` from the ONNX file; all files that belong to it."""
+
+    def open(self, path: Path, *, threads: int) -> Session:
+        """Open a file in float32 with `threads` threads; ExportError when the runtime refuses it."""
+
+
+class Attack(Protocol):
+    """Looks for adversarials of an exported file. A function."""
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress
+    ) -> AttackOutcome: ...
+
+
+class Device(Protocol):
+    """Where latency is measured."""
+
+    name: str
+
+    def measure(self, request: LatencyRequest, *, progress: Progress) -> tuple[BlockSamples, ...]:
+        """Run the request's interleaved blocks there."""
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Names of the installed plugins of a kind ("criterion", "runtime", "attack" or "device"), sorted."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUPS[kind])}))
+
+
+def find(kind: str, name: str) -> Any:
+    """The plugin of that name; UsageError with the nearest name when there is none."""
+    for point in entry_points(group=GROUPS[kind]):
+        if point.name == name:
+            try:
+                return point.load()
+            except ImportError as error:
+                raise RuntimeMissingError(
+                    f"the {kind} {name} needs a package that is not installed: {error.name or error}",
+                    hint=f"install it, or leave {name} out",
+                ) from error
+    raise UsageError(f"unknown {kind}: {name}", hint=did_you_mean(name, names(kind)))
+
+
+def did_you_mean(word: str, known: tuple[str, ...]) -> str:
+    """A hint that names the nearest of the known words, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)

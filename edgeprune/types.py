@@ -1,0 +1,237 @@
+"""What flows between the rooms while it stays in memory: the seams.
+
+Everything here is frozen. What crosses a file boundary stands in `edgeprune.records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+Role = Literal["train", "test"]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What happens to pixels before the network sees them; it lives inside every exported graph.
+
+    `mean` and `std` have one value a channel (empty: no normalisation) and are in units of the pixels, whose
+    range is `bounds` ([0, 1] unless the data says otherwise). An attack's epsilon is in the same units.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How the module of a bundle is built again.
+
+    `kind` is "constructor" (`reference` is ``package.module:callable``, called with `arguments`) or "module"
+    (a whole module came in; there is no constructor to call).
+    """
+
+    kind: Literal["constructor", "module"]
+    reference: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelBundle:
+    """A network with everything that is needed to run it.
+
+    `module` is in eval mode and maps *normalised* images, float32 of shape (N, *input_shape), to logits,
+    float32 of shape (N, len(classes)). `network()` maps pixels to logits. `digest` is the sha256 of names,
+    shapes, dtypes and bytes of the module's state. `source` names the file that it came from.
+    """
+
+    module: nn.Module
+    input_shape: Shape
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    architecture: Architecture
+    digest: str
+    source: str = ""
+
+    def network(self) -> nn.Module:
+        """Pixels in, logits out: the module behind its preprocessing, in eval mode, sharing its weights."""
+        from edgeprune.models.preprocessing import with_preprocessing
+
+        return with_preprocessing(self.module, self.preprocessing)
+
+
+class ImageSource(Protocol):
+    """Images and labels that can be read at random; need not fit in memory."""
+
+    @property
+    def labels(self) -> Ints:
+        """Class indices, int64 (N,)."""
+
+    def read(self, ids: Ints) -> Floats:
+        """Images `ids` as pixels: float32 (len(ids), C, H, W) inside the bounds, in the order asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """The samples `ids` (int64, ascending) of a source, in one role. `digest` covers pixels, labels, and ids."""
+
+    role: Role
+    name: str
+    source: ImageSource
+    ids: Ints
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def labels(self) -> Ints:
+        """Labels of this split's samples, int64 (N,)."""
+        return self.source.labels[self.ids]
+
+    def batches(self, size: int) -> Iterator[tuple[Floats, Ints]]:
+        """(pixels, labels) in order, at most `size` samples at a time."""
+        for start in range(0, len(self.ids), size):
+            part = self.ids[start : start + size]
+            yield self.source.read(part), self.source.labels[part]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One tensor dimension that loses channels with its group.
+
+    `name` is the module's (or the bare parameter's) qualified name, `kind` torch-pruning's operator type,
+    `channels[i]` the indices of that dimension that go when the group's channel i goes.
+    """
+
+    name: str
+    kind: str
+    role: Literal["out", "in"]
+    channels: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that must be removed together, named after the layer that makes them."""
+
+    name: str
+    width: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A group that is left alone, and why."""
+
+    name: str
+    reason: str
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer: `macs` multiply-accumulates an image, `parameters` of the weight."""
+
+    name: str
+    kind: str
+    out_channels: int
+    in_channels: int
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGraph:
+    """Proved groups, refused ones, and the layers whose cost they share. `seconds`: tracing and proving."""
+
+    groups: tuple[Group, ...]
+    refusals: tuple[Refusal, ...]
+    layers: tuple[Layer, ...]
+    macs: int
+    parameters: int
+    seconds: float = 0.0
+
+    def group(self, name: str) -> Group:
+        """The proved group called `name`; KeyError when there is none."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Importance of every channel of every group: float64 (width,), comparable between groups.
+
+    `normalisation` says in words what made them comparable.
+    """
+
+    criterion: str
+    values: Mapping[str, np.ndarray[tuple[int], np.dtype[np.float64]]]
+    normalisation: str
+
+
+GoalKind = Literal["ratio", "macs_ratio", "speedup", "latency_ms"]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What pruning aims at.
+
+    ratio: share of the channels of every group to remove. macs_ratio: share of the MACs to keep. speedup:
+    dense over compressed p50 on the first runtime. latency_ms: p50 of the compressed file there.
+    """
+
+    kind: GoalKind
+    value: float
+
+
+Progress = Callable[[str, float], None]
+"""Called with a line of text and the share done in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Victim:
+    """An exported file under attack: judged by its runtime, differentiated through `module`.
+
+    `logits` runs the artifact: float32 (N, C, H, W) pixels to float32 (N, K). `module` is a torch network from
+    pixels to logits that stands for the artifact in backward passes only; its own verdict never counts.
+    """
+
+    logits: Callable[[Floats], Floats]
+    module: nn.Module
+    bounds: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AttackBudget:
+    """Norm, radius and effort of one attack. `epsilon` and `step` are in pixel units."""
+
+    norm: Literal["linf", "l2"]
+    epsilon: float
+    steps: int
+    restarts: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttackOutcome:
+    """What an attack found.
+
+    adversarials: float32 (N, C, H, W), the clean image where none was found. fell: bool (N,), True where the
+    *runtime* misclassified an iterate. gradient_health: bool (N,), False where the gradient was zero or not
+    finite at the start of every restart.
+    """
+
+    adversarials: Tensor
+    fell: Tensor
+    gradient_health: Tensor

@@ -1,0 +1,1 @@
+"""Exported files and the runtimes that serve them (installed as `edgeprune.export`)."""
