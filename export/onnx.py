@@ -1,0 +1,176 @@
+"""ONNX: written by torch's dynamo exporter, served by ONNX Runtime.
+
+Promise: the file takes pixels (N, C, H, W) with any N and gives logits (N, K); it names the weights it came from
+and holds nothing of the machine that made it (no paths, no stack traces), so the same network gives the same bytes.
+Importing this module loads neither torch nor onnx: a timing process needs only the runtime.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeprune.errors import ExportError
+from edgeprune.files import replacing, writing
+from edgeprune.protocols import Session
+from edgeprune.records import RuntimeInfo
+
+if TYPE_CHECKING:
+    from edgeprune.types import Floats, ModelBundle
+
+INPUT, OUTPUT = "images", "logits"
+PARENT_KEY, VERSION_KEY = "edgeprune.parent_digest", "edgeprune.version"
+
+
+def export_onnx(bundle: ModelBundle, path: Path) -> int:
+    """Write the bundle's network, preprocessing included, to `path`; return the opset.
+
+    Errors: ExportError when torch cannot export the network (with torch's own reason) or the file is not valid.
+    """
+    import onnx
+
+    proto = _trace(bundle)
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for holder in (proto, proto.graph, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        if hasattr(holder, "metadata_props"):
+            del holder.metadata_props[:]
+        holder.doc_string = ""
+    for key, value in ((PARENT_KEY, bundle.digest), (VERSION_KEY, version("edgeprune"))):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported ONNX graph is not valid: {_first_line(error)}") from error
+    with replacing(path) as beside:
+        beside.write_bytes(proto.SerializeToString(deterministic=True))
+    return opset_of(proto)
+
+
+def opset_of(proto: Any) -> int:
+    """Version of the default operator set of an ONNX ModelProto."""
+    return int(next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")))
+
+
+def parent_of(path: Path) -> str | None:
+    """Digest of the weights that an ONNX file was exported from; None when the file does not say."""
+    import onnx
+
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf raises its own family of errors, none of them exported
+        raise ExportError(f"{path} is not an ONNX file: {_first_line(error)}") from error
+    return next((entry.value for entry in proto.metadata_props if entry.key == PARENT_KEY), None)
+
+
+def _trace(bundle: ModelBundle) -> Any:
+    """The network as a ModelProto with a dynamic batch; two images in the example, since torch fixes a batch of 1."""
+    import torch
+
+    network = bundle.network()
+    example = torch.zeros(2, *bundle.input_shape)
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except Exception as error:  # torch wraps every exporter failure in its own, partly private, classes
+            cause = error.__cause__ or error
+            raise ExportError(
+                f"torch cannot export the network to ONNX: {_first_line(cause)}",
+                hint="data-dependent control flow and unusual operators are the usual reasons",
+            ) from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter warns about torchvision's absence and about its own deprecations: nothing a user can mend."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class OnnxSession:
+    """An ONNX file in ONNX Runtime on the CPU."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        settings = {"session.intra_op.allow_spinning": "1"}
+        for key, value in settings.items():
+            options.add_session_config_entry(key, value)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions live in a private module
+            raise ExportError(f"ONNX Runtime refuses {path}: {_first_line(error)}") from error
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise ExportError(f"{path} takes {len(inputs)} inputs: one image tensor is what edgeprune serves")
+        self._input = inputs[0].name
+        self.info = RuntimeInfo(
+            name="onnxruntime",
+            version=ort.__version__,
+            precision="float32",
+            threads=threads,
+            options={"graph_optimization": "all", "allow_spinning": "1", "arena": "on"},
+        )
+
+    def logits(self, images: Floats) -> Floats:
+        """Pixels float32 (N, C, H, W) to logits float32 (N, K)."""
+        return np.asarray(self._session.run(None, {self._input: images})[0])
+
+
+class OnnxRuntime:
+    """The runtime plugin: ONNX files as they are."""
+
+    name, format, suffix = "onnxruntime", "onnx", ".onnx"
+
+    def version(self) -> str:
+        return version("onnxruntime")
+
+    def convert(self, onnx: Path, destination: Path) -> tuple[Path, ...]:
+        """The ONNX file itself (copied when `destination` is elsewhere)."""
+        if onnx != destination:
+            with replacing(destination) as beside, writing(destination):
+                shutil.copyfile(onnx, beside)
+        return (destination,)
+
+    def open(self, path: Path, *, threads: int) -> Session:
+        """Open in float32 on the CPU; ExportError when ONNX Runtime refuses the file."""
+        return OnnxSession(path, threads)
+
+
+RUNTIME = OnnxRuntime()

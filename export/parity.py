@@ -1,0 +1,70 @@
+"""Does the exported file compute what the network computes?
+
+Checked at two batch sizes (a graph can have its batch frozen in), on real images where there are any, in the
+precision that the runtime really uses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgeprune.errors import ParityError
+from edgeprune.protocols import Session
+from edgeprune.records import Parity
+
+if TYPE_CHECKING:
+    from edgeprune.types import Floats, ModelBundle
+
+BATCH_SIZES = (1, 8)
+TOLERANCE = 1e-4
+
+
+def check_parity(
+    bundle: ModelBundle, session: Session, images: Floats, *, sha256: str, inputs: Literal["real", "random"]
+) -> Parity:
+    """Compare logits on `images` (float32 pixels, at least 8); ParityError when they differ by more than allowed.
+
+    The tolerance is 1e-4 times the larger of 1 and the largest logit: float32 sums in another order differ
+    relative to what is summed.
+    """
+    import torch
+
+    network = bundle.network()
+    difference, scale, same = 0.0, 1.0, True
+    for size in BATCH_SIZES:
+        for start in range(0, 2 * size, size):
+            batch = np.ascontiguousarray(images[start : start + size])
+            if not len(batch):
+                continue
+            with torch.no_grad():
+                expected = network(torch.from_numpy(batch)).numpy()
+            actual = session.logits(batch)
+            if actual.shape != expected.shape:
+                raise ParityError(
+                    f"{session.info.name} gives logits of shape {actual.shape} where torch gives {expected.shape}",
+                    where=f"batch of {len(batch)} images",
+                )
+            difference = max(difference, _largest(actual - expected))
+            scale = max(scale, _largest(expected))
+            same &= bool((actual.argmax(1) == expected.argmax(1)).all())
+    if not difference <= TOLERANCE * scale:  # a NaN is a failure, too
+        raise ParityError(
+            f"the exported file and the network differ by {difference:.3g} in the logits (allowed: {TOLERANCE * scale:.1g})",
+            where=f"{session.info.name} {session.info.version}, {session.info.precision}",
+            hint="nothing was measured on it; report the network's operators as a bug of edgeprune",
+        )
+    return Parity(
+        sha256=sha256,
+        runtime=session.info,
+        batch_sizes=BATCH_SIZES,
+        max_difference=difference,
+        tolerance=TOLERANCE * scale,
+        same_labels=same,
+        inputs=inputs,
+    )
+
+
+def _largest(values: Floats) -> float:
+    return float(np.abs(values).max())
