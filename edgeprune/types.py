@@ -110,18 +110,24 @@ class Member:
     """One tensor dimension that loses channels with its group.
 
     `name` is the module's (or the bare parameter's) qualified name, `kind` torch-pruning's operator type,
-    `channels[i]` the indices of that dimension that go when the group's channel i goes.
+    `channels[i]` the indices of that dimension that go when the group's channel i goes. `dim` is the dimension of a
+    bare parameter (a module's follows from its kind and role).
     """
 
     name: str
     kind: str
     role: Literal["out", "in"]
     channels: tuple[tuple[int, ...], ...]
+    dim: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that must be removed together, named after the layer that makes them."""
+    """Channels that must be removed together, named after the layer that makes them.
+
+    `width` counts units: single channels, or, where a grouped convolution is in it, one channel of each of its
+    groups.
+    """
 
     name: str
     width: int

@@ -1,0 +1,1 @@
+"""Which channels go, why, and the proof that taking them out is sound."""
