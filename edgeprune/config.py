@@ -120,7 +120,12 @@ class RecoverConfig(Section):
     )
     epochs: int = setting(6, "Passes over the training images.", flag="recover-epochs", gt=0)
     batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
-    learning_rate: float = setting(0.05, "Peak of the one-cycle schedule.", flag="recover-learning-rate", gt=0)
+    learning_rate: float | None = setting(
+        None,
+        "Peak of the one-cycle schedule (default: 0.05, without batch norm 0.01).",
+        flag="recover-learning-rate",
+        gt=0,
+    )
 
 
 class LatencyConfig(Section):

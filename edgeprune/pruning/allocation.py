@@ -24,8 +24,6 @@ def macs_of(graph: ChannelGraph, widths: Mapping[str, int]) -> int:
         gone = group.width - widths.get(group.name, group.width)
         for member in group.members:
             lost[member.name, member.role] += gone * len(member.channels[0])
-            if member.kind == "DEPTHWISE_CONV":  # its columns do not shrink: one a group
-                lost[member.name, "in"] = 0
     total = 0.0
     for layer in graph.layers:
         out = 1 - lost[layer.name, "out"] / layer.out_channels

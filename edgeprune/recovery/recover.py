@@ -1,0 +1,244 @@
+"""Recovery: batch norm is recalibrated first, then a recipe trains, and what helps is kept.
+
+Recipes: `none`; `calibrate` (batch-norm statistics only); `finetune` (cross-entropy on the labels); `distill` (the
+dense network's softened outputs and a little of the labels: Hinton et al. 2015). The state that does best on a
+held-out part of the training split is kept, never judged on the test split; when training does worse than calibration
+alone, calibration is what is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune.config import RecoverConfig
+from edgeprune.errors import RecoveryError
+from edgeprune.models import digest
+from edgeprune.records import RecoveryInfo, Unmeasured
+from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from edgeprune.types import ModelBundle, Progress, Split
+
+_CALIBRATION_IMAGES = 2048
+_HELD_OUT_SHARE, _HELD_OUT_MOST = 0.1, 1000
+_TEMPERATURE, _LABEL_WEIGHT = 4.0, 0.1
+_MOMENTUM, _WEIGHT_DECAY, _CLIP = 0.9, 5e-4, 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """What recovery works with: settings, images, seed, torch device and where to keep checkpoints (or None)."""
+
+    settings: RecoverConfig
+    train: Split | None
+    seed: int
+    device: str = "cpu"
+    checkpoints: Path | None = None
+
+
+def recover(
+    pruned: ModelBundle, teacher: ModelBundle, task: Task, *, progress: Progress | None = None
+) -> tuple[ModelBundle, RecoveryInfo | Unmeasured]:
+    """The recovered bundle and what was done; the pruned bundle is not changed.
+
+    Errors: RecoveryError when the loss stops being finite.
+    """
+    if task.settings.recipe == "none":
+        return pruned, Unmeasured(unmeasured="the recipe is none: nothing was recovered")
+    if task.train is None:
+        return pruned, Unmeasured(unmeasured="no training data was given: nothing was recovered")
+    started = time.perf_counter()
+    train, held_out = hold_out(task.train, task.seed)
+    network = copy.deepcopy(pruned.network()).to(task.device)
+    before = accuracy(network, held_out, task.device)
+    recalibrate(network, train, task.device, seed=task.seed)
+    best, state = accuracy(network, held_out, task.device), _state(network)
+    if task.settings.recipe != "calibrate":
+        state, best = _train(network, teacher, (train, held_out), task, (state, best), progress)
+    network.load_state_dict(state)
+    module = _same_place(network.cpu().eval(), pruned)
+    info = RecoveryInfo(
+        recipe=task.settings.recipe,
+        epochs=0 if task.settings.recipe == "calibrate" else task.settings.epochs,
+        train_samples=len(train),
+        held_out=len(held_out),
+        accuracy_before=before,
+        accuracy_after=best,
+        seconds=time.perf_counter() - started,
+    )
+    return dataclasses.replace(pruned, module=module, digest=digest(module)), info
+
+
+def hold_out(split: Split, seed: int) -> tuple[Split, Split]:
+    """(training part, held-out part): a tenth of the images of every class, at most 1,000 in all."""
+    share = min(_HELD_OUT_SHARE, _HELD_OUT_MOST / max(len(split), 1))
+    labels = split.labels()
+    generator = np.random.default_rng(seed)
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[: max(1, round(share * int((labels == label).sum())))]
+        for label in np.unique(labels)
+        if (labels == label).sum() > 1
+    ]
+    away = np.zeros(len(split), dtype=bool)
+    if chosen:
+        away[np.concatenate(chosen)] = True
+    return dataclasses.replace(split, ids=split.ids[~away]), dataclasses.replace(split, ids=split.ids[away])
+
+
+def accuracy(network: nn.Module, split: Split, device: str) -> float | None:
+    """Share of a split that `network` (pixels to logits) gets right; None for an empty split."""
+    if not len(split):
+        return None
+    network.eval()
+    right = 0
+    with torch.no_grad():
+        for images, labels in split.batches(256):
+            right += int((network(torch.from_numpy(images).to(device)).argmax(1).cpu().numpy() == labels).sum())
+    return right / len(split)
+
+
+def recalibrate(network: nn.Module, split: Split, device: str, *, seed: int) -> None:
+    """Measure batch-norm statistics again, on up to 2,048 images, as the plain mean over batches. In place.
+
+    Pruning changes what every layer receives; the old statistics belong to the dense network (Li et al. 2020,
+    "EagleEye").
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms or len(split) < 2:
+        return
+    momenta = [norm.momentum for norm in norms]
+    order = np.random.default_rng(seed).permutation(split.ids)[:_CALIBRATION_IMAGES]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for start in range(0, len(order) - 1, 128):
+            network(torch.from_numpy(split.source.read(order[start : start + 128])).to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
+
+
+def _train(
+    network: nn.Module,
+    teacher: ModelBundle,
+    parts: tuple[Split, Split],
+    task: Task,
+    best: tuple[dict[str, torch.Tensor], float | None],
+    progress: Progress | None,
+) -> tuple[dict[str, torch.Tensor], float | None]:
+    """The best state over the epochs, calibration included, and its held-out accuracy."""
+    train, held_out = parts
+    settings = task.settings
+    guide = copy.deepcopy(teacher.network()).to(task.device).eval()
+    optimizer = _optimizer(network)
+    peak = settings.learning_rate or (0.05 if _has_batch_norm(network) else 0.01)
+    per_epoch = max(1, len(train) // settings.batch_size)
+    epoch, best_state, best_accuracy = 0, *best
+    if task.checkpoints and (found := read_checkpoint(task.checkpoints, task.device)):
+        network.load_state_dict(found.network)
+        optimizer.load_state_dict(found.optimizer)
+        epoch, best_state, best_accuracy = found.epoch, found.best_network, found.best_accuracy
+    while epoch < settings.epochs:
+        network.train()
+        for step, ids in enumerate(_shuffled(train, task.seed + epoch, settings.batch_size)):
+            done = (epoch * per_epoch + step) / (settings.epochs * per_epoch)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = peak * one_cycle(done)
+            loss = _loss(network, guide, train, ids, task, epoch)
+            if not math.isfinite(loss):
+                raise RecoveryError(
+                    f"training diverged: the loss is {loss} in epoch {epoch + 1}",
+                    hint=f"lower --recover-learning-rate (it was {peak:g})",
+                )
+            nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if progress and step % 8 == 0:
+                progress(f"{settings.recipe}: epoch {epoch + 1}/{settings.epochs}, loss {loss:.3f}", done)
+        epoch += 1
+        now = accuracy(network, held_out, task.device)
+        if now is None or best_accuracy is None or now >= best_accuracy:
+            best_state, best_accuracy = _state(network), now
+        if task.checkpoints:
+            state = Checkpoint(epoch, network.state_dict(), optimizer.state_dict(), best_state, best_accuracy)
+            write_checkpoint(task.checkpoints, state)
+    return best_state, best_accuracy
+
+
+def one_cycle(done: float) -> float:
+    """Share of the peak rate after `done` of all steps: up over a fifth, down along a cosine (Smith 2018)."""
+    if done < 0.2:
+        return 0.1 + 0.9 * done / 0.2
+    return 0.5 * (1 + math.cos(math.pi * (done - 0.2) / 0.8)) + 1e-3
+
+
+def _loss(network: nn.Module, guide: nn.Module, train: Split, ids: np.ndarray, task: Task, epoch: int) -> float:  # type: ignore[type-arg]
+    generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch * 10_007 + int(ids[0]))
+    images = _shifted(torch.from_numpy(train.source.read(ids)), generator).to(task.device)
+    labels = torch.from_numpy(train.source.labels[ids]).to(task.device)
+    logits = network(images)
+    loss = nn.functional.cross_entropy(logits, labels)
+    if task.settings.recipe == "distill":
+        with torch.no_grad():
+            wanted = nn.functional.log_softmax(guide(images) / _TEMPERATURE, 1)
+        given = nn.functional.log_softmax(logits / _TEMPERATURE, 1)
+        distance = nn.functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * _TEMPERATURE**2
+        loss = _LABEL_WEIGHT * loss + (1 - _LABEL_WEIGHT) * distance
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image moved by up to a sixteenth of its size, edges repeated: signs and digits must not be mirrored."""
+    reach = [max(1, size // 16) for size in images.shape[-2:]]
+    padded = nn.functional.pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
+    rows, columns = (torch.randint(2 * r + 1, (len(images),), generator=generator) for r in reach)
+    height, width = images.shape[-2:]
+    pick_rows = (rows[:, None] + torch.arange(height))[:, None, :, None]
+    pick_columns = (columns[:, None] + torch.arange(width))[:, None, None, :]
+    batch = torch.arange(len(images))[:, None, None, None]
+    channel = torch.arange(images.shape[1])[None, :, None, None]
+    return padded[batch, channel, pick_rows, pick_columns]
+
+
+def _shuffled(split: Split, seed: int, size: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+    order = np.random.default_rng(seed).permutation(split.ids)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) < size else batches
+
+
+def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; weight decay on weights, not on biases and norms."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    vectors = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=0.0, momentum=_MOMENTUM, nesterov=True)
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+
+
+def _state(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _same_place(network: nn.Module, pruned: ModelBundle) -> nn.Module:
+    """The bundle's own module (without preprocessing) with the recovered weights, gradients' flags as they came."""
+    module = copy.deepcopy(pruned.module)
+    recovered = {name: tensor for name, tensor in network.state_dict().items()}
+    own = module.state_dict()
+    prefix = next(name[: -len(key)] for key in own for name in recovered if name == key or name.endswith("." + key))
+    module.load_state_dict({key: recovered[prefix + key] for key in own})
+    return module.eval()
