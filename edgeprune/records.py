@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeprune.errors import UsageError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION: Final = "1"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Literal["dense", "compressed"]
@@ -183,10 +183,11 @@ class AccuracyComparison(Record):
 
 
 class LatencyFile(Record):
-    """A file to time, by absolute path, and the sha256 that it must have."""
+    """A file to time, by absolute path, and the sha256 that it must have; `companions` belong to it (weights)."""
 
     path: str
     sha256: Sha256
+    companions: tuple[tuple[str, Sha256], ...] = ()
 
 
 class LatencyRequest(Record):
@@ -209,20 +210,32 @@ class LatencyRequest(Record):
 
 
 class BlockSamples(Record):
-    """Raw times of one block, in order. `preempted[i]` marks an iteration that lost the processor."""
+    """Raw times of one block, in order. `preempted[i]` marks an iteration that lost the processor.
+
+    Every round holds one block of each label, in random order: blocks of one round are neighbours in time.
+    `cores` the process was pinned to (empty: the system cannot pin); `settled` False when the warm-up reached its
+    cap before this file's times settled. `peak_rss_bytes` is the process's, which holds all files.
+    """
 
     process: int
+    round: int
     position: int
     label: Literal["dense", "control", "compressed"]
     samples_ms: tuple[float, ...]
     preempted: tuple[bool, ...]
     runtime: RuntimeInfo
+    cores: tuple[int, ...] = ()
+    settled: bool = True
     peak_rss_bytes: int
     cold_start_ms: float
 
 
 class LatencyStats(Record):
-    """Quantiles of one file's samples, preempted ones left out. A quantile without enough samples is None."""
+    """Quantiles of one file's samples, preempted ones left out. A quantile without enough samples is None.
+
+    `samples` were counted, `preempted` left out. `cold_start_ms` (load and first inference) is the median of
+    the processes. `throughput_per_s` is in images, one inference after the other.
+    """
 
     sha256: Sha256
     p50_ms: float
@@ -243,12 +256,21 @@ class Ratio(Record):
     interval: Interval
 
 
+class QuickRatio(Ratio):
+    """A speed-up from a short run, to steer by; never for a report."""
+
+    dense_p50_ms: float
+    compressed_p50_ms: float
+    conclusive: bool
+
+
 class LatencyComparison(Record):
     """Dense and compressed, timed in the same interleaved run.
 
-    `speedup` is dense over compressed. `control` is dense over dense: when its interval excludes 1 or is wider
-    than `control_limit`, the verdict is inconclusive. `peak_rss_bytes` is the largest of the timing processes,
-    which hold both files.
+    `speedup` is dense over compressed, from pairs of neighbouring blocks. `control` is the same for dense against
+    dense, so it shows the error of the method: when its interval is wider than `control_limit` or misses 1, the
+    verdict is inconclusive, and a difference counts only beyond it. `notes` say why a verdict is inconclusive and
+    what else was odd. `peak_rss_bytes` is the largest of the timing processes, which hold both files.
     """
 
     kind: Literal["measured-local", "measured-remote"]
@@ -264,6 +286,7 @@ class LatencyComparison(Record):
     control_limit: float
     peak_rss_bytes: int
     verdict: Literal["faster", "slower", "no significant difference", "inconclusive", "alone"]
+    notes: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------ robustness
@@ -321,27 +344,39 @@ class RobustnessComparison(Record):
 
 
 class GateRow(Record):
-    """One budget, judged. `actual` is the point, `bound` the value that was judged against `limit`."""
+    """One budget, judged.
+
+    `actual` is the point and `bound` the value that was judged against `limit`, all in `unit`: drops are
+    fractions (0.02 reads "2 pt"). `confidence` is one-sided, None for an exact value. `distance` is what is left
+    until the limit, negative beyond it. `reason` says what was judged, or why nothing could be; `remedy` which
+    command or setting would help. stale: the report measured another file.
+    """
 
     metric: str
     subject: str
     operator: Literal["<=", ">="]
     limit: float
-    unit: str
+    unit: Literal["fraction", "ms", "x", "bytes"]
     actual: float | None
     bound: float | None
     confidence: float | None
-    status: Literal["pass", "fail", "missing", "inconclusive"]
+    status: Literal["pass", "fail", "stale", "missing", "inconclusive"]
     distance: float | None
+    reason: str
     remedy: str
 
 
 class Verdict(Record):
-    """All rows, failures first. passed: every row passes; inconclusive: nothing fails, something is unclear."""
+    """All rows, failures first, about the file `artifact_sha256`.
+
+    passed: every row passes. inconclusive: nothing fails, is stale or is missing, but something is unclear.
+    `reason` sums it up in a line, and says what to write where there are no budgets.
+    """
 
     status: Literal["passed", "failed", "inconclusive", "no budgets"]
     artifact_sha256: Sha256
     rows: tuple[GateRow, ...]
+    reason: str
 
 
 # ------------------------------------------------------------------------------------------ the report
