@@ -134,6 +134,10 @@ class LatencyConfig(Section):
     batch_size: int = setting(1, "Images an inference.", gt=0)
     processes: int = setting(5, "Fresh processes to time in.", flag="timing-processes", gt=0)
     blocks: int = setting(12, "Interleaved blocks of each file a process.", flag="timing-blocks", gt=1)
+    block_ms: float = setting(50.0, "Length of a block (ms).", flag="timing-block-ms", gt=0)
+    control_limit: float = setting(
+        0.1, "Widest interval of dense against dense that supports a verdict.", flag="timing-control-limit", gt=0
+    )
 
 
 class AttackConfig(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgeprune.errors import RuntimeMissingError, UsageError
 
@@ -77,9 +77,10 @@ class Attack(Protocol):
 
 
 class Device(Protocol):
-    """Where latency is measured."""
+    """Where latency is measured. `kind` is what its figures are called in a report."""
 
     name: str
+    kind: Literal["measured-local", "measured-remote"]
 
     def measure(self, request: LatencyRequest, *, progress: Progress) -> tuple[BlockSamples, ...]:
         """Run the request's interleaved blocks there."""

@@ -1,0 +1,104 @@
+"""Time exported files and judge them: what `compress` and `edgeprune measure` call.
+
+Promise: the figures come from fresh processes on the device, never from the calling process, and from real images
+that the caller gives. What was timed is named by its sha256.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeprune import protocols
+from edgeprune.config import LatencyConfig
+from edgeprune.errors import DataError, MeasurementError
+from edgeprune.files import sha256_of
+from edgeprune.latency.protocol import compare
+from edgeprune.latency.runner import BATCHES
+from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
+
+if TYPE_CHECKING:
+    from edgeprune.types import Floats, Progress
+
+QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 2, 10, 30.0
+
+
+def latency_file(path: Path, companions: tuple[Path, ...] = ()) -> LatencyFile:
+    """The file as it is now, by absolute path and sha256; `companions` belong to it (OpenVINO's weights)."""
+    if not path.is_file():
+        raise MeasurementError(f"no such file: {path}", hint="give the exported file to time (.onnx or .xml)")
+    belonging = tuple((str(other.resolve()), sha256_of(other)) for other in companions)
+    return LatencyFile(path=str(path.resolve()), sha256=sha256_of(path), companions=belonging)
+
+
+def measure(
+    dense: LatencyFile,
+    compressed: LatencyFile | None,
+    runtime: str,
+    images: Floats,
+    settings: LatencyConfig,
+    *,
+    target: str,
+    seed: int,
+    progress: Progress,
+) -> LatencyComparison:
+    """Time both files (or `dense` alone) in interleaved blocks on this machine.
+
+    images: float32 (M, C, H, W) pixels, M >= 1; batches are drawn from them. Errors: DataError (images),
+    UsageError (unknown runtime, more threads than cores), MeasurementError (a process died, a file changed),
+    InconclusiveError (no iteration kept the processor).
+    """
+    protocols.find("runtime", runtime)
+    device: protocols.Device = protocols.find("device", "local")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        request = LatencyRequest(
+            runtime=runtime,
+            dense=dense,
+            compressed=compressed,
+            images=str(_save(images, settings.batch_size, Path(folder))),
+            batch_size=settings.batch_size,
+            threads=settings.threads,
+            processes=settings.processes,
+            blocks=settings.blocks,
+            block_ms=settings.block_ms,
+            seed=seed,
+        )
+        samples = device.measure(request, progress=progress)
+    return compare(samples, request, target, kind=device.kind, control_limit=settings.control_limit)
+
+
+def quick_ratio(
+    dense: LatencyFile,
+    compressed: LatencyFile,
+    runtime: str,
+    images: Floats,
+    settings: LatencyConfig,
+    seed: int,
+) -> QuickRatio:
+    """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report."""
+    short = settings.model_copy(
+        update={"processes": QUICK_PROCESSES, "blocks": QUICK_BLOCKS, "block_ms": QUICK_BLOCK_MS}
+    )
+    result = measure(dense, compressed, runtime, images, short, target="quick", seed=seed, progress=lambda *_: None)
+    assert result.speedup is not None
+    assert result.compressed is not None
+    return QuickRatio(
+        value=result.speedup.value,
+        interval=result.speedup.interval,
+        dense_p50_ms=result.dense.p50_ms,
+        compressed_p50_ms=result.compressed.p50_ms,
+        conclusive=result.verdict != "inconclusive",
+    )
+
+
+def _save(images: Floats, batch_size: int, folder: Path) -> Path:
+    if images.ndim != 4 or len(images) == 0 or images.dtype != np.float32:
+        raise DataError(
+            f"images to time with must be float32 (M, C, H, W) with M >= 1, not {images.dtype} {images.shape}"
+        )
+    path = folder / "images.npy"
+    np.save(path, np.ascontiguousarray(images[: BATCHES * batch_size]), allow_pickle=False)
+    return path

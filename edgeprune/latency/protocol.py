@@ -1,0 +1,232 @@
+"""Raw block times -> a comparison that doubts itself. Pure: no clock, no files, no processes.
+
+Promise: the same samples give the same figures, and no verdict is given that the control does not support.
+
+How a ratio is estimated, and why:
+
+- Every round holds one block of each file within a fraction of a second. The ratio comes from *pairs* inside a
+  round (median of one block over median of the other), so that drift slower than a round (heat, clock
+  frequency, a neighbour) falls out; a ratio of two pooled medians would keep it.
+- Inside a process the median over the rounds, between processes the mean (both of logarithms): a burst spoils
+  some rounds; where memory happened to lie differs from process to process and is part of the error.
+- The interval is a hierarchical bootstrap (Davison and Hinkley 1997, section 3.8; Kalibera and Jones 2013, "Rigorous
+  benchmarking in reasonable time"): processes are drawn with replacement, then rounds inside each. Resampling
+  single iterations would treat thousands of correlated times as independent and give intervals far too narrow.
+- Five processes are few, and a percentile interval of few clusters is too short. Its arms are therefore lengthened
+  by t(n-1) / z * sqrt(n / (n-1)) (Hesterberg 2015, "What teachers should know about the bootstrap", section 5.3).
+  Together this errs on the side of too wide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+from typing import Literal
+
+import numpy as np
+
+from edgeprune.errors import InconclusiveError, MeasurementError
+from edgeprune.records import (
+    BlockSamples,
+    Interval,
+    LatencyComparison,
+    LatencyFile,
+    LatencyRequest,
+    LatencyStats,
+    Ratio,
+)
+
+Logs = np.ndarray[tuple[int], np.dtype[np.float64]]
+Label = Literal["dense", "control", "compressed"]
+VerdictWord = Literal["faster", "slower", "no significant difference", "inconclusive", "alone"]
+Kind = Literal["measured-local", "measured-remote"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+CONTROL_LIMIT = 0.1
+CONTROL_SLACK = 0.01
+"""A control that misses 1 by less than this is not held against the run: a difference must clear it anyway."""
+PREEMPTED_LIMIT = 0.5
+"""Share of preempted iterations beyond which the rest is no fair sample of the file's times."""
+LEAST_FOR_P90, LEAST_FOR_P99 = 64, 662
+"""Queries that MLPerf LoadGen's early-stopping estimate asks for before it names these percentiles."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Samples sorted by what they are needed for: `blocks[label][process][round]` is the median of the clean ones."""
+
+    request: LatencyRequest
+    samples: Mapping[Label, tuple[BlockSamples, ...]]
+    blocks: Mapping[Label, Mapping[int, Mapping[int, float]]]
+
+
+def compare(
+    samples: Sequence[BlockSamples],
+    request: LatencyRequest,
+    target: str,
+    *,
+    kind: Kind = "measured-local",
+    control_limit: float = CONTROL_LIMIT,
+) -> LatencyComparison:
+    """Judge the blocks that a device ran for `request`.
+
+    Errors: MeasurementError (blocks of a label are missing), InconclusiveError (a file has no iteration that kept
+    the processor, so there is no figure at all).
+    """
+    run = _sorted(samples, request)
+    control = _ratio(run, "dense", "control")
+    speedup = _ratio(run, "dense", "compressed") if request.compressed else None
+    verdict, notes = _judge(run, control, speedup, control_limit)
+    first = samples[0]
+    return LatencyComparison(
+        kind=kind,
+        target=target,
+        runtime=first.runtime,
+        batch_size=request.batch_size,
+        processes=len({block.process for block in samples}),
+        cores=first.cores,
+        dense=_stats(run, "dense", request.dense),
+        compressed=_stats(run, "compressed", request.compressed) if request.compressed else None,
+        speedup=speedup,
+        control=control,
+        control_limit=control_limit,
+        peak_rss_bytes=max(block.peak_rss_bytes for block in samples),
+        verdict=verdict,
+        notes=notes,
+    )
+
+
+def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest) -> _Run:
+    labels: tuple[Label, ...] = ("dense", "control", "compressed") if request.compressed else ("dense", "control")
+    of: dict[Label, tuple[BlockSamples, ...]] = {}
+    medians: dict[Label, dict[int, dict[int, float]]] = {}
+    for label in labels:
+        of[label] = tuple(block for block in samples if block.label == label)
+        if not of[label]:
+            raise MeasurementError(f"the device returned no block of {label}", hint="this is a fault of the device")
+        medians[label] = {}
+        for block in of[label]:
+            clean = _clean(block)
+            if clean:
+                medians[label].setdefault(block.process, {})[block.round] = median(clean)
+        if not medians[label]:
+            raise InconclusiveError(
+                f"every timed iteration of the {label} file lost the processor",
+                hint="stop other work on this machine, or time on fewer threads",
+            )
+    return _Run(request, of, medians)
+
+
+def _clean(block: BlockSamples) -> list[float]:
+    return [ms for ms, lost in zip(block.samples_ms, block.preempted, strict=True) if not lost]
+
+
+def _ratio(run: _Run, over: Label, under: Label) -> Ratio:
+    """`over` divided by `under`, from the rounds that have clean blocks of both."""
+    logs = []
+    for process, rounds in run.blocks[over].items():
+        others = run.blocks[under].get(process, {})
+        pairs = [math.log(rounds[number] / others[number]) for number in sorted(rounds.keys() & others.keys())]
+        if pairs:
+            logs.append(np.array(pairs))
+    if not logs:
+        raise InconclusiveError(
+            f"no round has an undisturbed block of both {over} and {under}",
+            hint="stop other work on this machine, or time longer with --timing-blocks",
+        )
+    centre = float(np.mean([np.median(part) for part in logs]))
+    low, high = _spread(logs, run.request.seed)
+    return Ratio(value=math.exp(centre), interval=Interval(low=math.exp(centre + low), high=math.exp(centre + high)))
+
+
+def _spread(logs: Sequence[Logs], seed: int) -> tuple[float, float]:
+    """How far below (<= 0) and above (>= 0) the estimate the 95 % interval reaches, in logarithms.
+
+    `logs` has one array of round values a process. The estimate is the mean over processes of the median over
+    rounds. With a single process only its rounds can be drawn, and the interval speaks for that process alone.
+    """
+    from scipy.special import stdtrit
+
+    draw = np.random.default_rng(seed)
+    slots = len(logs)
+    drawn = draw.integers(0, slots, size=(slots, RESAMPLES))
+    total = np.zeros(RESAMPLES)
+    for slot in range(slots):
+        medians = np.stack([np.median(part[draw.integers(0, len(part), (RESAMPLES, len(part)))], 1) for part in logs])
+        total += medians[drawn[slot], np.arange(RESAMPLES)]
+    centre = np.mean([np.median(part) for part in logs])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(total / slots, [tail, 1 - tail]) - centre
+    clusters = slots if slots > 1 else len(logs[0])
+    if clusters < 2:
+        return -math.inf, math.inf
+    longer = stdtrit(clusters - 1, 1 - tail) / NormalDist().inv_cdf(1 - tail) * math.sqrt(clusters / (clusters - 1))
+    return min(0.0, float(low * longer)), max(0.0, float(high * longer))
+
+
+def _stats(run: _Run, label: Label, file: LatencyFile) -> LatencyStats:
+    blocks = run.samples[label]
+    clean = np.array([ms for block in blocks for ms in _clean(block)])
+    p50 = float(np.median(clean))
+    low, high = _spread([np.log(list(rounds.values())) for rounds in run.blocks[label].values()], run.request.seed)
+    cold = {block.process: block.cold_start_ms for block in blocks}
+    return LatencyStats(
+        sha256=file.sha256,
+        p50_ms=p50,
+        p50_interval=Interval(low=p50 * math.exp(low), high=p50 * math.exp(high)),
+        p90_ms=float(np.quantile(clean, 0.9)) if len(clean) >= LEAST_FOR_P90 else None,
+        p99_ms=float(np.quantile(clean, 0.99)) if len(clean) >= LEAST_FOR_P99 else None,
+        min_ms=float(clean.min()),
+        throughput_per_s=run.request.batch_size * 1000 / float(clean.mean()),
+        cold_start_ms=median(cold.values()),
+        samples=len(clean),
+        preempted=sum(sum(block.preempted) for block in blocks),
+    )
+
+
+def _judge(
+    run: _Run, control: Ratio, speedup: Ratio | None, control_limit: float
+) -> tuple[VerdictWord, tuple[str, ...]]:
+    """The verdict, and why it is inconclusive or what was odd."""
+    doubts = _doubts(run, control, control_limit)
+    notes = tuple(_unsettled(run))
+    if doubts:
+        return "inconclusive", (*doubts, *notes)
+    if speedup is None:
+        return "alone", notes
+    if speedup.interval.low > max(1.0, control.interval.high):
+        return "faster", notes
+    if speedup.interval.high < min(1.0, control.interval.low):
+        return "slower", notes
+    width = speedup.interval.high / speedup.interval.low - 1
+    if width > control_limit:
+        doubt = f"the speed-up's interval is {width:.0%} wide: too noisy to say faster, slower or the same"
+        return "inconclusive", (doubt, *notes)
+    return "no significant difference", notes
+
+
+def _doubts(run: _Run, control: Ratio, control_limit: float) -> list[str]:
+    doubts = []
+    low, high = control.interval.low, control.interval.high
+    span = f"dense against dense gave {low:.3f} to {high:.3f}"
+    if high - low > control_limit:
+        doubts.append(f"{span}, wider than {control_limit:g}: quieten the machine or raise --timing-processes")
+    elif low > 1 + CONTROL_SLACK or high < 1 - CONTROL_SLACK:
+        doubts.append(f"{span}, which misses 1: the machine favours one of two equal files; measure again")
+    for label, blocks in run.samples.items():
+        lost = sum(sum(block.preempted) for block in blocks) / sum(len(block.preempted) for block in blocks)
+        if lost > PREEMPTED_LIMIT:
+            doubts.append(f"{lost:.0%} of the {label} iterations lost the processor: stop other work on this machine")
+    return doubts
+
+
+def _unsettled(run: _Run) -> list[str]:
+    notes = []
+    for label, blocks in run.samples.items():
+        restless = len({block.process for block in blocks if not block.settled})
+        if restless and label != "control":
+            notes.append(f"the {label} file's times had not settled after the warm-up in {restless} processes")
+    return notes

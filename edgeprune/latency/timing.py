@@ -1,0 +1,122 @@
+"""The timing loop: warm up, run blocks in random order, mark the iterations that lost the processor.
+
+Promise: needs nothing but the standard library, so that it can run on a small device beside a runtime; knows
+nothing of files, runtimes or statistics. All times come from a `Clock`, so that a test can own time.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Run = Callable[[int], object]
+"""Runs inference number i; which batch that is, the caller knows."""
+
+WINDOW = 5  # iterations in a window of the rolling median
+TOLERANCE = 0.02  # two neighbouring windows this near each other: settled
+WARM_UP_MS, WARM_UP_CAP_MS = 30.0, 3000.0
+LEAST_WARM_UP = 3  # iterations, however slow the network is
+THREAD_SHARE = 0.9  # thread time over wall time under which an iteration counts as preempted
+TICK_NS = 50_000  # a preemption is longer than this; below it, thread time and wall time may differ by reading cost
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where time comes from.
+
+    `wall_ns` and `cpu_ns` (time of the calling thread) in nanoseconds; `switches` counts involuntary context
+    switches so far. `one_thread` says that the calling thread does all the work, so that thread time far below
+    wall time means a lost processor.
+    """
+
+    wall_ns: Callable[[], int]
+    cpu_ns: Callable[[], int]
+    switches: Callable[[], int]
+    one_thread: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Times of neighbouring iterations, in order, and which of them lost the processor."""
+
+    samples_ms: tuple[float, ...]
+    preempted: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """The median (ms) that the times settled at, or the last one when the cap came first."""
+
+    median_ms: float
+    settled: bool
+    iterations: int
+
+
+def system_clock(threads: int) -> Clock:
+    """The machine's clocks. With several threads the switches of the whole process count."""
+    who = resource.RUSAGE_THREAD if threads == 1 else resource.RUSAGE_SELF
+    return Clock(
+        wall_ns=time.perf_counter_ns,
+        cpu_ns=time.thread_time_ns,
+        switches=lambda: resource.getrusage(who).ru_nivcsw,
+        one_thread=threads == 1,
+    )
+
+
+def draw_order(labels: Sequence[str], rounds: int, seed: int, process: int) -> tuple[tuple[str, ...], ...]:
+    """`rounds` random permutations of the labels: a randomised complete block design, the same for the same seed.
+
+    Every round holds each label once, so that a drift slower than a round touches all labels alike.
+    """
+    draw = random.Random(f"{seed}/{process}")
+    return tuple(tuple(draw.sample(list(labels), len(labels))) for _ in range(rounds))
+
+
+def warm_up(run: Run, clock: Clock) -> WarmUp:
+    """Run until the medians of two neighbouring windows agree and some time has passed, or until the cap."""
+    times: list[float] = []
+    start = clock.wall_ns()
+    while True:
+        before = clock.wall_ns()
+        run(len(times))
+        now = clock.wall_ns()
+        times.append((now - before) / 1e6)
+        elapsed_ms = (now - start) / 1e6
+        settled = elapsed_ms >= WARM_UP_MS and _settled(times)
+        if settled or (elapsed_ms >= WARM_UP_CAP_MS and len(times) >= LEAST_WARM_UP):
+            return WarmUp(statistics.median(times[-WINDOW:]), settled, len(times))
+
+
+def _settled(times: list[float]) -> bool:
+    if len(times) < 2 * WINDOW:
+        return False
+    last, before = statistics.median(times[-WINDOW:]), statistics.median(times[-2 * WINDOW : -WINDOW])
+    return abs(last - before) <= TOLERANCE * before
+
+
+def iterations_for(block_ms: float, median_ms: float) -> int:
+    """Iterations that fill a block. A count, not a deadline: a deadline would cut the slow iterations off."""
+    return max(1, round(block_ms / max(median_ms, 1e-3)))
+
+
+def time_block(run: Run, iterations: int, clock: Clock) -> Block:
+    """Time `iterations` runs one after the other, after one untimed run that refills the caches."""
+    run(0)
+    samples: list[float] = []
+    preempted: list[bool] = []
+    for i in range(iterations):
+        switches, cpu = clock.switches(), clock.cpu_ns()
+        start = clock.wall_ns()
+        run(i)
+        wall = clock.wall_ns() - start
+        cpu = clock.cpu_ns() - cpu
+        lost = clock.switches() != switches
+        if clock.one_thread and wall - cpu > max(TICK_NS, (1 - THREAD_SHARE) * wall):
+            lost = True
+        samples.append(wall / 1e6)
+        preempted.append(lost)
+    return Block(tuple(samples), tuple(preempted))
