@@ -55,14 +55,17 @@ def recover(
         return pruned, Unmeasured(unmeasured="no training data was given: nothing was recovered")
     started = time.perf_counter()
     train, held_out = hold_out(task.train, task.seed)
-    network = copy.deepcopy(pruned.network()).to(task.device)
+    student = dataclasses.replace(pruned, module=copy.deepcopy(pruned.module))
+    network = student.network().to(task.device)
     before = accuracy(network, held_out, task.device)
     recalibrate(network, train, task.device, seed=task.seed)
     best, state = accuracy(network, held_out, task.device), _state(network)
     if task.settings.recipe != "calibrate":
         state, best = _train(network, teacher, (train, held_out), task, (state, best), progress)
     network.load_state_dict(state)
-    module = _same_place(network.cpu().eval(), pruned)
+    network.cpu().eval()
+    for name, parameter in student.module.named_parameters():
+        parameter.requires_grad_(pruned.module.get_parameter(name).requires_grad)
     info = RecoveryInfo(
         recipe=task.settings.recipe,
         epochs=0 if task.settings.recipe == "calibrate" else task.settings.epochs,
@@ -72,7 +75,7 @@ def recover(
         accuracy_after=best,
         seconds=time.perf_counter() - started,
     )
-    return dataclasses.replace(pruned, module=module, digest=digest(module)), info
+    return dataclasses.replace(student, digest=digest(student.module)), info
 
 
 def hold_out(split: Split, seed: int) -> tuple[Split, Split]:
@@ -232,13 +235,3 @@ def _has_batch_norm(network: nn.Module) -> bool:
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def _same_place(network: nn.Module, pruned: ModelBundle) -> nn.Module:
-    """The bundle's own module (without preprocessing) with the recovered weights, gradients' flags as they came."""
-    module = copy.deepcopy(pruned.module)
-    recovered = {name: tensor for name, tensor in network.state_dict().items()}
-    own = module.state_dict()
-    prefix = next(name[: -len(key)] for key in own for name in recovered if name == key or name.endswith("." + key))
-    module.load_state_dict({key: recovered[prefix + key] for key in own})
-    return module.eval()

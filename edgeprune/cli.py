@@ -1,0 +1,274 @@
+"""The command line: parse, call, print, exit. Results go to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import edgeprune
+from edgeprune.errors import EdgepruneError, ExitCode, UsageError
+from edgeprune.flags import Flags, settings
+
+app = typer.Typer(
+    name="edgeprune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Prunes trained vision networks for edge devices, and attacks the file that ships.",
+    epilog="Exit codes: 0 done or passed, 1 the gate failed, 2 usage, 3 no result, 4 inconclusive, 130 interrupted.",
+)
+
+ModelFile = Annotated[Path, typer.Argument(help="The trained network.", show_default=False)]
+ExportedFile = Annotated[Path, typer.Argument(help="An exported file (.onnx or .xml).", show_default=False)]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings (default: ./edgeprune.toml if it is there).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result alone.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeprune {edgeprune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand after any command.")] = False,
+) -> None:
+    pass  # both are read before any command runs
+
+
+@app.command()
+@settings("run", "model", "data", "prune", "recover", "latency", "attack", "budget")
+def compress(
+    model: ModelFile,
+    config: ConfigFile = None,
+    gate: Annotated[bool, typer.Option("--gate", help="End with the gate's exit code.")] = False,
+    as_json: Json = False,
+    *,
+    flags: Flags,
+) -> None:
+    """Prune a network, export it, measure it, attack the exported file, and report."""
+    from edgeprune.config import load_config
+    from edgeprune.gate import exit_code
+    from edgeprune.pipeline import compress as run
+    from edgeprune.pipeline import run_folder
+    from edgeprune.reporting.terminal import print_summary
+
+    loaded = load_config(config, flags)
+    if gate and not loaded.budget.limits():
+        raise UsageError("--gate without budgets", hint="set at least one in [budget], for example accuracy_drop")
+    report = run(model, loaded, command=_command(), console=_messages())
+    if as_json:
+        typer.echo(report.to_json(), nl=False)
+    else:
+        print_summary(report, _stdout())
+        typer.echo(f"\nwritten to {run_folder(model, loaded)}: report.html shows it all")
+    if gate and report.verdict:
+        raise typer.Exit(exit_code(report.verdict))
+
+
+@app.command()
+@settings("budget")
+def gate(
+    report: Annotated[Path, typer.Argument(help="report.json of a run.", show_default=False)],
+    artifact: Annotated[Path, typer.Option("--artifact", help="The file that is about to ship.", show_default=False)],
+    config: ConfigFile = None,
+    as_json: Json = False,
+    *,
+    flags: Flags,
+) -> None:
+    """Judge a report about a file against the budgets; the exit code is the verdict."""
+    from edgeprune.config import load_config
+    from edgeprune.gate import exit_code, judge_file
+    from edgeprune.records import Report, read_record
+    from edgeprune.reporting.terminal import print_verdict
+
+    verdict = judge_file(read_record(Report, report), load_config(config, flags).budget, artifact)
+    if as_json:
+        typer.echo(verdict.to_json(), nl=False)
+    else:
+        print_verdict(verdict, _stdout())
+    raise typer.Exit(exit_code(verdict))
+
+
+@app.command()
+@settings("run", "model", "data", "prune")
+def inspect(model: ModelFile, config: ConfigFile = None, as_json: Json = False, *, flags: Flags) -> None:
+    """Show the groups of channels: what would be pruned, and what cannot be and why."""
+    from edgeprune.config import load_config
+    from edgeprune.inspection import inspect as look
+    from edgeprune.reporting.listings import print_inspection
+
+    found = look(model, load_config(config, flags), _messages())
+    typer.echo(found.to_json(), nl=False) if as_json else print_inspection(found, _stdout())
+
+
+@app.command()
+@settings("run", "model", "data", "latency")
+def measure(
+    file: ExportedFile,
+    against: Annotated[Path | None, typer.Option("--against", help="Time it against this file, interleaved.")] = None,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Measure accuracy on the test data, too.")] = False,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    *,
+    flags: Flags,
+) -> None:
+    """Time an exported file in its runtime, alone or against another file."""
+    from edgeprune.config import load_config
+    from edgeprune.reporting.listings import print_measured
+    from edgeprune.single import measure_file
+
+    found = measure_file(file, against, load_config(config, flags), accuracy=accuracy, console=_messages())
+    typer.echo(found.to_json(), nl=False) if as_json else print_measured(found, _stdout())
+
+
+@app.command()
+@settings("run", "model", "data", "latency", "attack")
+def attack(
+    file: ExportedFile,
+    gradients: Annotated[
+        Path | None, typer.Option("--gradients", help="Bundle of the file's network (default: pruned.pt beside it).")
+    ] = None,
+    evidence: Annotated[Path | None, typer.Option("--evidence", help="Write the adversarials to this .npz.")] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    *,
+    flags: Flags,
+) -> None:
+    """Attack an exported file in the runtime that serves it."""
+    from edgeprune.config import load_config
+    from edgeprune.reporting.listings import print_attacked
+    from edgeprune.single import attack_one
+
+    found = attack_one(file, gradients, load_config(config, flags), evidence=evidence, console=_messages())
+    typer.echo(found.to_json(), nl=False) if as_json else print_attacked(found, _stdout())
+    if not found.conclusive:
+        raise typer.Exit(ExitCode.INCONCLUSIVE)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder, or its report.json.", show_default=False)],
+    formats: Annotated[str, typer.Option("--format", help="Which renderings: html, md, junit.")] = "html,md",
+) -> None:
+    """Render a finished run's report again."""
+    from edgeprune.records import Report, read_record
+    from edgeprune.reporting import render
+
+    path = run / "report.json" if run.is_dir() else run
+    wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
+    for written in render(read_record(Report, path), path.parent, wanted):
+        typer.echo(written)
+
+
+@app.command()
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show one profile (a name, or a path to a TOML file).")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the hardware profiles, or show one with the source of every figure."""
+    from edgeprune.latency.profiles import list_profiles, load_profile
+    from edgeprune.reporting.listings import print_profile, print_profiles
+
+    if name is None:
+        profiles = list_profiles()
+        if as_json:
+            typer.echo("[" + ",\n".join(profile.to_json().rstrip() for profile in profiles) + "]")
+        else:
+            print_profiles(profiles, _stdout())
+        return
+    profile = load_profile(name)
+    typer.echo(profile.to_json(), nl=False) if as_json else print_profile(profile, _stdout())
+
+
+@app.command()
+def doctor(
+    threads: Annotated[int, typer.Option("--threads", help="Threads of the runtimes.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: versions, threads, processor, and the precision each runtime really computes in."""
+    from edgeprune.environment import doctor as examine
+    from edgeprune.reporting.listings import print_doctor
+
+    found = examine(threads)
+    typer.echo(found.to_json(), nl=False) if as_json else print_doctor(found, _stdout())
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the demo goes.")] = Path("edgeprune-demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the network and of the run.", min=0)] = 0,
+) -> None:
+    """Train a small network on real handwritten digits, then compress, measure, attack and judge it."""
+    import os
+
+    from edgeprune.demo import write_demo
+
+    arguments = write_demo(folder, seed, _messages())
+    typer.echo(f"\n$ cd {folder}\n$ edgeprune {shlex.join(arguments)}\n")
+    os.chdir(folder)
+    app(arguments, standalone_mode=False)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: every error becomes a clear line on stderr and its documented exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    sys.exit(_guarded([argument for argument in arguments if argument != "--debug"], debug))
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        return int(app(arguments, standalone_mode=False) or 0)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        message, code = "interrupted: the same command goes on from the last finished stage", ExitCode.INTERRUPTED
+    except EdgepruneError as error:
+        message, code = str(error), error.exit_code
+        if debug:
+            traceback.print_exc()
+    except Exception as error:  # a bug of ours: said as one, never shown as a result
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's usage errors
+            message, code = f"{error.format_message()}\n  `edgeprune --help` lists what there is", ExitCode.USAGE
+        else:
+            message = f"{type(error).__name__}: {error}\n  this is a bug of edgeprune: --debug shows where"
+            code = ExitCode.NO_RESULT
+        if debug:
+            traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    return int(code)
+
+
+def _command() -> str:
+    return shlex.join(["edgeprune", *sys.argv[1:]])
+
+
+def _stdout():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _messages():  # type: ignore[no-untyped-def]
+    from rich.console import Console
+
+    from edgeprune.console import TerminalConsole
+
+    return TerminalConsole(Console(stderr=True, highlight=False))
+
+
+if __name__ == "__main__":
+    main()

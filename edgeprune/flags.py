@@ -1,0 +1,82 @@
+"""Turns the settings of `Config` into command-line options: one truth for the file, the flags and the docs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, get_origin
+
+import typer
+
+from edgeprune.config import Config, flag_of
+from edgeprune.errors import UsageError
+
+Flags = dict[str, dict[str, object]]
+
+
+def settings(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command every setting of these sections as an option; it receives those given as ``flags``.
+
+    Values stay text here (lists are split at commas): `load_config` is what validates, for flags as for the file.
+    """
+    fields = [(section, name) for section in sections for name in _model(section)]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> Any:
+            flags: Flags = {}
+            for section, name in fields:
+                text = given.pop(f"{section}_{name}")
+                if text is not None:
+                    flags.setdefault(section, {})[name] = _value(section, name, text)
+            return command(**given, flags=flags)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+        added = [_parameter(section, name) for section, name in fields]
+        wrapper.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        return wrapper
+
+    return decorate
+
+
+def _model(section: str) -> dict[str, Any]:
+    return Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr, return-value]
+
+
+def _parameter(section: str, name: str) -> inspect.Parameter:
+    field = _model(section)[name]
+    default = field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    help_text = f"{field.description}" + (f" (default: {shown})" if shown not in (None, "", {}) else "")
+    option = typer.Option(
+        f"--{flag_of(section, name)}",
+        help=help_text,
+        metavar=_metavar(field.annotation),
+        rich_help_panel=f"Settings: {section}",
+        show_default=False,
+    )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(f"{section}_{name}", kind, default=None, annotation=Annotated[str | None, option])
+
+
+def _metavar(annotation: Any) -> str:
+    text = str(annotation)
+    for word, metavar in (("tuple", "A,B,..."), ("dict", "JSON"), ("Path", "PATH"), ("int", "N"), ("float", "X")):
+        if word in text:
+            return metavar
+    return "TEXT"
+
+
+def _value(section: str, name: str, text: str) -> object:
+    annotation = _model(section)[name].annotation
+    if "tuple" in str(annotation):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if get_origin(annotation) is dict:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"--{flag_of(section, name)} is not JSON: {error}") from error
+    return text

@@ -1,0 +1,37 @@
+"""The whole story: a trained network in, a file to ship and the evidence for it out.
+
+Every stage is kept in the run folder when it is finished, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeprune.assembly import Found, finish, open_run
+from edgeprune.config import Config
+from edgeprune.console import Console
+from edgeprune.records import Report
+from edgeprune.runfolder import RunFolder
+
+
+def compress(model: Path, config: Config, *, command: str = "", console: Console | None = None) -> Report:
+    """Prune, recover, export, measure and attack `model`; write the run folder and return its report.
+
+    `command` goes into the report as the way to reproduce it. Errors: those of `edgeprune.errors`; whatever was
+    finished before one is kept.
+    """
+    console = console or Console()
+    with RunFolder.opened(run_folder(model, config), console.say) as folder:
+        run = open_run(model, config, folder, console, command)
+        planned = run.plan()
+        recovered = run.recover(planned)
+        exported = run.export(recovered)
+        accuracy = run.accuracy(exported)
+        latency = run.latency(exported)
+        robustness = run.attack(exported)
+        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness))
+
+
+def run_folder(model: Path, config: Config) -> Path:
+    """Where a run goes: the configured folder, else ``runs/MODEL-TARGET``."""
+    return config.run.out or Path("runs") / f"{model.stem}-{Path(config.run.target).stem}"

@@ -1,0 +1,356 @@
+"""What each stage of a run depends on and what it makes. `pipeline.compress` tells the story; the rooms do the work.
+
+A stage's inputs are plain data (digests and settings): together with the stage's name they decide whether a
+finished stage can be kept. Everything that a stage writes is whole or absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import edgeprune
+from edgeprune import protocols
+from edgeprune.artifacts import Destination, export_network, timed_file
+from edgeprune.config import Config
+from edgeprune.console import Console
+from edgeprune.files import write_text
+from edgeprune.latency.profiles import Profile
+from edgeprune.records import (
+    AccuracyComparison,
+    Artifact,
+    AttackedFile,
+    LatencyComparison,
+    LatencyFile,
+    LayerChange,
+    Parity,
+    PrunePlan,
+    Record,
+    RecoveryInfo,
+    RobustnessComparison,
+    Side,
+    ThreatModel,
+    Unmeasured,
+)
+from edgeprune.runfolder import STAGES, RunFolder
+from edgeprune.types import ChannelGraph, Floats, ModelBundle, Split
+
+if TYPE_CHECKING:
+    from edgeprune.pruning.aim import Timing
+
+PRUNED, PLAN, EVIDENCE = "pruned.pt", "plan.json", "evidence.npz"
+STEMS: Mapping[Side, str] = {"dense": "dense/model", "compressed": "model"}
+_TIMING_IMAGES = 256
+_NO_TEST = Unmeasured(unmeasured="no test data was given (--test)")
+
+
+class Planned(Record):
+    """The plan and every layer before and after."""
+
+    plan: PrunePlan
+    layers: tuple[LayerChange, ...]
+
+
+class Recovered(Record):
+    """What recovery did; the weights are in pruned.pt and have this digest."""
+
+    info: RecoveryInfo | Unmeasured
+    digest: str
+
+
+class Exported(Record):
+    """The files of both networks for every runtime."""
+
+    artifacts: tuple[Artifact, ...]
+    parity: tuple[Parity, ...]
+
+    def of(self, side: Side, format: str) -> Artifact:
+        """The file of that side and format."""
+        return next(a for a in self.artifacts if (a.side, a.format) == (side, format))
+
+    def digests(self) -> dict[str, str]:
+        """Path to sha256: what every measurement depends on."""
+        return {artifact.path: artifact.sha256 for artifact in self.artifacts}
+
+
+class Accuracies(Record):
+    """Clean accuracy, a comparison a runtime."""
+
+    each: tuple[AccuracyComparison, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the stages share."""
+
+    bundle: ModelBundle
+    file_sha256: str
+    train: Split | None
+    test: Split | None
+    profile: Profile
+    config: Config
+    folder: RunFolder
+    console: Console
+    command: str
+    warnings: tuple[str, ...]
+
+    def plan(self) -> Planned:
+        """Score, allocate (measuring candidates where the goal is in time), write plan.json."""
+        inputs = {
+            "model": self._model_key,
+            "prune": self.config.prune.model_dump(),
+            "multiple": self._multiple,
+            "seed": self._seed,
+            "train": self.train.digest if self.train else None,
+            "latency": self.config.latency.model_dump() if self._timed else None,
+        }
+        return self.folder.stage("plan", Planned, inputs, self._plan)
+
+    def recover(self, planned: Planned) -> Recovered:
+        """Cut the network and win its accuracy back; write pruned.pt."""
+        inputs = {
+            "plan": planned.plan.model_dump(),
+            "recover": self.config.recover.model_dump(),
+            "train": self.train.digest if self.train else None,
+            "seed": self._seed,
+            "device": self.config.run.device,
+        }
+        return self.folder.stage("recover", Recovered, inputs, partial(self._recover, planned))
+
+    def export(self, recovered: Recovered) -> Exported:
+        """Write both networks for every runtime and check parity."""
+        inputs = {
+            "dense": self._model_key,
+            "compressed": recovered.digest,
+            "runtimes": {name: _runtime(name).version() for name in self.config.latency.runtimes},
+            "images": self.test.digest if self.test else None,
+        }
+        return self.folder.stage("export", Exported, inputs, self._export)
+
+    def accuracy(self, exported: Exported) -> tuple[AccuracyComparison, ...] | Unmeasured:
+        """Clean accuracy of both files in every runtime."""
+        if self.test is None:
+            return _NO_TEST
+        inputs = {**exported.digests(), "test": self.test.digest, "confidence": self.config.budget.confidence}
+        return self.folder.stage("accuracy", Accuracies, inputs, partial(self._accuracy, exported, self.test)).each
+
+    def latency(self, exported: Exported) -> tuple[LatencyComparison, ...] | Unmeasured:
+        """Both files, interleaved, in every runtime; each runtime is a stage of its own."""
+        if not self.profile.is_local:
+            return Unmeasured(unmeasured=f"{self.profile.name} is not this machine, and no device is attached")
+        inputs = {**exported.digests(), "latency": self.config.latency.model_dump(), "seed": self._seed}
+        return tuple(
+            self.folder.stage(f"latency-{name}", LatencyComparison, inputs, partial(self._latency, exported, name))
+            for name in self.config.latency.runtimes
+        )
+
+    def attack(self, exported: Exported) -> RobustnessComparison | Unmeasured:
+        """Attack both files in the first runtime, each a stage of its own; write evidence.npz."""
+        if self.test is None:
+            return _NO_TEST
+        from edgeprune.robustness import evaluate
+
+        subset = evaluate.attack_subset(self.test, self.config.attack.samples, self._seed)
+        threat = evaluate.threat_model(self.config.attack, self.bundle.preprocessing.bounds, subset, self._seed)
+        outcomes = []
+        for side in STEMS:
+            path = self.folder.path / STAGES / f"attack-{side}.npz"
+            inputs = {**exported.digests(), "threat": threat.model_dump(), "device": self.config.run.device}
+            work = partial(self._attack, exported, side, subset, threat, path)
+            self.folder.stage(f"attack-{side}", AttackedFile, inputs, work)
+            outcomes.append(evaluate.FileOutcome.load(path))
+        info = self._open(exported, "compressed", self.config.latency.runtimes[0]).info
+        comparison = evaluate.compare(outcomes[0], outcomes[1], threat, info, self.config.budget.confidence)
+        evaluate.write_evidence(self.folder.path / EVIDENCE, outcomes[0], outcomes[1])
+        return comparison
+
+    @cached_property
+    def graph(self) -> ChannelGraph:
+        """The proved groups: traced when a stage needs them, once."""
+        from edgeprune.pruning.graph import trace
+
+        with self.console.task("tracing and proving groups") as progress:
+            return trace(self.bundle, ignore=self.config.prune.ignore, progress=progress)
+
+    # --------------------------------------------------------------------------------------------- work
+
+    def _plan(self) -> tuple[Planned, list[Path]]:
+        from edgeprune.pruning.aim import Timing, aim
+        from edgeprune.pruning.plan import allocate, layer_changes, make_plan
+
+        goal, graph, multiple = self.config.prune.goal(), self.graph, self._multiple
+        criterion: protocols.Criterion = protocols.find("criterion", self.config.prune.criterion)
+        with self.console.task(f"scoring channels by {self.config.prune.criterion}"):
+            scores = criterion(self.bundle, graph, self.train, seed=self._seed)
+
+        def plan_of(widths: dict[str, int]) -> PrunePlan:
+            return make_plan(self.bundle, graph, scores, widths, goal, multiple, self._seed)
+
+        if self._timed:
+            with self.console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, self._range() as speed_of:
+                aimed = aim(graph, scores, goal, multiple, lambda w: speed_of(plan_of(w)), progress=progress)
+            plan = plan_of(aimed.widths).model_copy(update={"notes": aimed.notes})
+        else:
+            plan = plan_of(allocate(graph, scores, goal, multiple))
+        path = self.folder.path / PLAN
+        write_text(path, plan.to_json())
+        return Planned(plan=plan, layers=layer_changes(plan, graph)), [path]
+
+    @contextmanager
+    def _range(self) -> Iterator[Callable[[PrunePlan], Timing]]:
+        """Times a plan's network, not yet recovered, against the dense one on the first runtime."""
+        from edgeprune.latency.measure import quick_ratio
+        from edgeprune.pruning.aim import Timing
+        from edgeprune.pruning.plan import apply
+
+        runtime = self.config.latency.runtimes[0]
+        images, inputs = self._images(_TIMING_IMAGES)
+
+        def file_of(bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
+            made = export_network(bundle, Destination(root, side, side), (runtime,), images, inputs)
+            wanted = _runtime(runtime).format
+            return timed_file(root, next(a for a in made.artifacts if a.format == wanted))
+
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
+            dense = file_of(self.bundle, "dense", Path(name))
+
+            def speed_of(plan: PrunePlan) -> Timing:
+                pruned = file_of(apply(plan, self.bundle, self.graph), "compressed", Path(name))
+                ratio = quick_ratio(dense, pruned, runtime, images, self.config.latency, self._seed)
+                return Timing(ratio.value, ratio.compressed_p50_ms)
+
+            yield speed_of
+
+    def _recover(self, planned: Planned) -> tuple[Recovered, list[Path]]:
+        from edgeprune.models import save
+        from edgeprune.pruning.plan import apply
+        from edgeprune.recovery import Task, recover
+
+        pruned = apply(planned.plan, self.bundle, self.graph)
+        with self.console.task(f"recovering ({self.config.recover.recipe})") as progress:
+            checkpoints = self.folder.scratch(f"recover-{pruned.digest[:16]}")
+            task = Task(self.config.recover, self.train, self._seed, self.config.run.device, checkpoints)
+            bundle, info = recover(pruned, self.bundle, task, progress=progress)
+        path = self.folder.path / PRUNED
+        save(bundle, path, plan=planned.plan)
+        return Recovered(info=info, digest=bundle.digest), [path]
+
+    def _export(self) -> tuple[Exported, list[Path]]:
+        images, inputs = self._images(16)
+        made = []
+        for side, stem in STEMS.items():
+            with self.console.task(f"exporting the {side} network"):
+                destination = Destination(self.folder.path, stem, side)
+                runtimes = self.config.latency.runtimes
+                made.append(export_network(self._network(side), destination, runtimes, images, inputs))
+        exported = Exported(
+            artifacts=tuple(artifact for each in made for artifact in each.artifacts),
+            parity=tuple(parity for each in made for parity in each.parity),
+        )
+        return exported, [path for each in made for path in each.files]
+
+    def _accuracy(self, exported: Exported, test: Split) -> tuple[Accuracies, list[Path]]:
+        from edgeprune.robustness import evaluate
+
+        each = []
+        for name in self.config.latency.runtimes:
+            with self.console.task(f"accuracy in {name}") as progress:
+                sides = [
+                    evaluate.predict_file(self._open(exported, side, name), test, sha256, progress=progress)
+                    for side, sha256 in self._sides(exported, name)
+                ]
+            comparison = evaluate.accuracy_comparison(*sides, test.labels(), self.config.budget.confidence)
+            each.append(comparison)
+        return Accuracies(each=tuple(each)), []
+
+    def _latency(self, exported: Exported, name: str) -> tuple[LatencyComparison, list[Path]]:
+        from edgeprune.latency.measure import measure
+
+        images, _ = self._images(_TIMING_IMAGES)
+        dense, compressed = (
+            timed_file(self.folder.path, exported.of(side, _runtime(name).format)) for side in STEMS
+        )
+        settings, target = self.config.latency, self.profile.name
+        with self.console.task(f"timing in {name}") as progress:
+            result = measure(
+                dense, compressed, name, images, settings, target=target, seed=self._seed, progress=progress
+            )
+        return result, []
+
+    def _attack(
+        self, exported: Exported, side: Side, subset: Split, threat: ThreatModel, path: Path
+    ) -> tuple[AttackedFile, list[Path]]:
+        from edgeprune.robustness.evaluate import attack_file
+
+        name = self.config.latency.runtimes[0]
+        with self.console.task(f"attacking the {side} file in {name}") as progress:
+            outcome = attack_file(
+                self._open(exported, side, name),
+                self._network(side).network(),
+                subset,
+                threat,
+                sha256=exported.of(side, _runtime(name).format).sha256,
+                gradient_source="the torch module that was exported",
+                device=self.config.run.device,
+                progress=progress,
+            )
+        outcome.save(path)
+        return outcome.record, [path]
+
+    # ------------------------------------------------------------------------------------------ lookups
+
+    @property
+    def _seed(self) -> int:
+        return self.config.run.seed
+
+    @property
+    def _timed(self) -> bool:
+        return self.config.prune.goal().kind in ("speedup", "latency_ms")
+
+    @property
+    def _multiple(self) -> int:
+        return self.config.prune.channel_multiple or self.profile.multiple_for(self.config.latency.runtimes[0])
+
+    @property
+    def _model_key(self) -> dict[str, Any]:
+        """What the network is, for a stage's inputs; with the version, since another one may compute otherwise."""
+        return {
+            "digest": self.bundle.digest,
+            "input": self.bundle.input_shape,
+            "preprocessing": dataclasses.asdict(self.bundle.preprocessing),
+            "classes": self.bundle.classes,
+            "edgeprune": edgeprune.__version__,
+        }
+
+    def _network(self, side: Side) -> ModelBundle:
+        """The dense bundle, or the compressed one as it was saved: what a user gets back is what is exported."""
+        from edgeprune.models import load
+
+        return self.bundle if side == "dense" else load(self.folder.path / PRUNED, self.config.model)
+
+    def _open(self, exported: Exported, side: Side, name: str) -> protocols.Session:
+        runtime = _runtime(name)
+        path = self.folder.path / exported.of(side, runtime.format).path
+        return runtime.open(path, threads=self.config.latency.threads)
+
+    def _images(self, count: int) -> tuple[Floats, Literal["real", "random"]]:
+        """Up to `count` test images, else training images, else noise inside the pixel bounds (by the seed)."""
+        for split in (self.test, self.train):
+            if split is not None:
+                return split.source.read(split.ids[:count]), "real"
+        low, high = self.bundle.preprocessing.bounds
+        noise = np.random.default_rng(self._seed).random((count, *self.bundle.input_shape), dtype=np.float32)
+        return low + noise * np.float32(high - low), "random"
+
+
+def _runtime(name: str) -> protocols.Runtime:
+    runtime: protocols.Runtime = protocols.find("runtime", name)
+    return runtime
