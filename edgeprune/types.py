@@ -235,9 +235,11 @@ class AttackOutcome:
 
     adversarials: float32 (N, C, H, W), the clean image where none was found. fell: bool (N,), True where the
     *runtime* misclassified an iterate. gradient_health: bool (N,), False where the gradient was zero or not
-    finite at the start of every restart.
+    finite at the start of every restart. gain: float32 (N,), the largest fall of the runtime's margin from a start to
+    a later iterate, as a share of the clean margin; None where an attack cannot say.
     """
 
     adversarials: Tensor
     fell: Tensor
     gradient_health: Tensor
+    gain: Tensor | None = None

@@ -1,0 +1,118 @@
+"""One file on stage: its session, its twin and the threat model, and what is done to it.
+
+`edgeprune.robustness.evaluate.attack_file` tells the story; the acts are here: the attack, the second look, and what is
+watched to know whether the attack has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgeprune import protocols
+from edgeprune.robustness.attacks import batch_size
+from edgeprune.robustness.gradients import at_rest
+from edgeprune.robustness.health import FLAT_GAIN, Health
+from edgeprune.robustness.second_look import Verified, verify
+from edgeprune.robustness.verdicts import checked_logits, predictions
+from edgeprune.types import AttackBudget, Victim
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.records import ThreatModel
+    from edgeprune.types import AttackOutcome, Floats, Ints, Progress
+
+PROBED = 10
+_SAME = 1e-6  # relative: logits that differ by less did not change
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """The file behind `session`, differentiated through `twin`, under `threat`."""
+
+    session: protocols.Session
+    twin: nn.Module
+    threat: ThreatModel
+
+    def logits(self, images: Floats) -> Floats:
+        """The runtime's logits for any number of images, batch by batch: float32 (N, K), checked."""
+        size, who = batch_size(images.shape[1:]), self.session.info.name
+        parts = [
+            checked_logits(self.session.logits, images[start : start + size], who=who)
+            for start in range(0, len(images), size)
+        ]
+        return np.concatenate(parts)
+
+    def predict(self, images: Floats) -> Ints:
+        """The runtime's classes, int64 (N,)."""
+        return predictions(self.logits(images)) if len(images) else np.zeros(0, np.int64)
+
+    def attack(self, images: Floats, labels: Ints, progress: Progress) -> AttackOutcome:
+        """Run the threat model's attack on images that the file gets right."""
+        return self._run(images, labels, self._budget(self.threat.epsilon_value, self.threat.restarts), progress)
+
+    def look_again(self, found: AttackOutcome, origins: Floats, labels: Ints) -> Verified:
+        """Verify every claim of the attack; the arrays of the answer are over all N attacked images."""
+        claimed = np.flatnonzero(found.fell.numpy())
+        claims = found.adversarials.numpy()[claimed]
+        seen = verify(self.predict, claims, origins[claimed], labels[claimed], self.threat)
+        believed, rounded = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+        predicted = labels.copy()
+        believed[claimed], rounded[claimed], predicted[claimed] = seen.believed, seen.rounded, seen.predicted
+        return Verified(believed, rounded, predicted)
+
+    def watch(self, found: AttackOutcome, claims: Verified, images: Floats, labels: Ints, clean: Ints) -> Health:
+        """Everything that tells a broken attack from a robust file; `images` are all of them, `clean` the verdicts."""
+        right = np.flatnonzero(clean == labels)
+        fell = found.fell.numpy()
+        probed = right[:PROBED]
+        return Health(
+            images=len(labels),
+            attacked=len(right),
+            dead=int(np.sum(~found.gradient_health.numpy())),
+            survivors=int(np.sum(~fell)),
+            flat=None if found.gain is None else int(np.sum(found.gain.numpy()[~fell] < FLAT_GAIN)),
+            twin_disagreements=int(np.sum(self._twin_predictions(images) != clean)),
+            claims=int(np.sum(fell)),
+            rejected=int(np.sum(fell & ~claims.believed)),
+            probed=len(probed),
+            probe_stood=self._probe(images[probed], labels[probed]),
+            constant=self._constant(images),
+        )
+
+    def _run(self, images: Floats, labels: Ints, budget: AttackBudget, progress: Progress) -> AttackOutcome:
+        attack: protocols.Attack = protocols.find("attack", self.threat.attack)
+        victim = Victim(self.session.logits, self.twin, self.threat.bounds)
+        return attack(victim, torch.from_numpy(images), torch.from_numpy(labels), budget, progress=progress)
+
+    def _budget(self, epsilon: float, restarts: int) -> AttackBudget:
+        return AttackBudget(self.threat.norm, epsilon, self.threat.steps, restarts, self.threat.seed)
+
+    def _probe(self, images: Floats, labels: Ints) -> int:
+        """How many images stand at an epsilon that allows every image: a working attack leaves none."""
+        if not len(images):
+            return 0
+        span = self.threat.bounds[1] - self.threat.bounds[0]
+        epsilon = span if self.threat.norm == "linf" else span * float(np.sqrt(images[0].size))
+        found = self._run(images, labels, self._budget(epsilon, 2), lambda _text, _share: None)
+        return int(np.sum(~found.fell.numpy()))
+
+    def _twin_predictions(self, images: Floats) -> Ints:
+        size = batch_size(images.shape[1:])
+        with at_rest(self.twin) as device, torch.inference_mode():
+            parts = [
+                self.twin(torch.from_numpy(images[start : start + size]).to(device)).argmax(1).cpu().numpy()
+                for start in range(0, len(images), size)
+            ]
+        return np.concatenate(parts).astype(np.int64)
+
+    def _constant(self, images: Floats) -> bool:
+        """Whether the file answers the same to some of the images, to all-dark and to all-bright."""
+        extremes = [np.full_like(images[:1], bound) for bound in self.threat.bounds]
+        logits = self.logits(np.concatenate([images[:PROBED], *extremes]))
+        spread = logits.max(axis=0) - logits.min(axis=0)
+        return bool(spread.max() <= _SAME * max(float(np.abs(logits).max()), 1e-30))
