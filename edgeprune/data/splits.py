@@ -76,17 +76,15 @@ def check_labels(labels: Ints, classes: int, path: Path) -> None:
 
 
 def _pixel_hashes(split: Split) -> list[bytes]:
-    return [
-        hashlib.sha256(np.ascontiguousarray(image)).digest() for pixels, _ in split.batches(BLOCK) for image in pixels
-    ]
+    return [hashlib.sha256(image.tobytes()).digest() for pixels, _ in split.batches(BLOCK) for image in pixels]
 
 
 def _digest(source: ImageSource, ids: Ints) -> str:
     total = hashlib.sha256()
-    total.update(np.ascontiguousarray(ids, "<i8"))
-    total.update(np.ascontiguousarray(source.labels[ids], "<i8"))
+    total.update(ids.astype("<i8").tobytes())
+    total.update(source.labels[ids].astype("<i8").tobytes())
     for start in range(0, len(ids), BLOCK):
         pixels = source.read(ids[start : start + BLOCK])
         total.update(repr(pixels.shape[1:]).encode())
-        total.update(np.ascontiguousarray(pixels, "<f4"))
+        total.update(pixels.astype("<f4", copy=False).tobytes())
     return total.hexdigest()
