@@ -53,13 +53,9 @@ def open_run(model: Path, config: Config, folder: RunFolder, console: Console, c
             hint="use --macs-ratio or --ratio, or --target cpu",
         )
     bundle = load(model, config.model)
-    train, test = (
-        open_split(path, role, bundle, samples=samples, seed=config.run.seed) if path else None
-        for path, role, samples in (
-            (config.data.train, "train", None),
-            (config.data.test, "test", config.data.samples),
-        )
-    )
+    data, seed = config.data, config.run.seed
+    train = open_split(data.train, "train", bundle, seed=seed) if data.train else None
+    test = open_split(data.test, "test", bundle, samples=data.samples, seed=seed) if data.test else None
     warnings: list[str] = []
     if train and test and (shared := overlap(train, test)):
         warnings.append(f"{shared} of the {len(test)} test images are training images, too")
@@ -95,7 +91,7 @@ def finish(run: Run, found: Found) -> Report:
         command=run.command,
         seed=run.config.run.seed,
         environment=environment(),
-        target=run.profile.info(),
+        target=run.profile.info(run.config.latency.runtimes[0]),
         model=ModelInfo(
             name=Path(bundle.source).name,
             file_sha256=run.file_sha256,

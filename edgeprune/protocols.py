@@ -47,6 +47,8 @@ class Session(Protocol):
     """A file opened in its runtime."""
 
     info: RuntimeInfo
+    input_shape: tuple[int, int, int] | None
+    """Channels, height, width as the file declares them; None when it leaves one of them open."""
 
     def logits(self, images: Floats) -> Floats:
         """Pixels float32 (N, C, H, W) to logits float32 (N, K)."""

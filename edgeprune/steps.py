@@ -232,7 +232,7 @@ class Run:
     def _recover(self, planned: Planned) -> tuple[Recovered, list[Path]]:
         from edgeprune.models import save
         from edgeprune.pruning.plan import apply
-        from edgeprune.recovery import Task, recover
+        from edgeprune.recovery.recover import Task, recover
 
         pruned = apply(planned.plan, self.bundle, self.graph)
         with self.console.task(f"recovering ({self.config.recover.recipe})") as progress:
@@ -262,13 +262,15 @@ class Run:
 
         each = []
         for name in self.config.latency.runtimes:
-            with self.console.task(f"accuracy in {name}") as progress:
-                sides = [
-                    evaluate.predict_file(self._open(exported, side, name), test, sha256, progress=progress)
-                    for side, sha256 in self._sides(exported, name)
-                ]
-            comparison = evaluate.accuracy_comparison(*sides, test.labels(), self.config.budget.confidence)
-            each.append(comparison)
+            sides = []
+            for side in STEMS:
+                session = self._open(exported, side, name)
+                with self.console.task(f"accuracy of the {side} file in {name}") as progress:
+                    found = evaluate.predict(session, test, progress=progress, classes=len(self.bundle.classes))
+                sha256 = exported.of(side, _runtime(name).format).sha256
+                sides.append(evaluate.FilePredictions(sha256, session.info, found))
+            confidence = self.config.budget.confidence
+            each.append(evaluate.accuracy_comparison(sides[0], sides[1], test.labels(), confidence))
         return Accuracies(each=tuple(each)), []
 
     def _latency(self, exported: Exported, name: str) -> tuple[LatencyComparison, list[Path]]:

@@ -70,6 +70,15 @@ class ModelBundle:
         return with_preprocessing(self.module, self.preprocessing)
 
 
+@dataclass(frozen=True, slots=True)
+class InputForm:
+    """What images and labels must fit: a bundle has it, and so has an exported file that stands alone."""
+
+    input_shape: Shape
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+
+
 class ImageSource(Protocol):
     """Images and labels that can be read at random; need not fit in memory."""
 

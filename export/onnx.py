@@ -115,6 +115,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _fixed(dimensions: list[object]) -> tuple[int, int, int] | None:
+    sizes = [size for size in dimensions if isinstance(size, int)]
+    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == len(dimensions) == 3 else None
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -140,6 +145,7 @@ class OnnxSession:
         if len(inputs) != 1:
             raise ExportError(f"{path} takes {len(inputs)} inputs: one image tensor is what edgeprune serves")
         self._input = inputs[0].name
+        self.input_shape = _fixed(inputs[0].shape[1:])
         self.info = RuntimeInfo(
             name="onnxruntime",
             version=ort.__version__,

@@ -41,6 +41,8 @@ class OpenVinoSession:
         if len(model.inputs) != 1:
             raise ExportError(f"{path} takes {len(model.inputs)} inputs: one image tensor is what edgeprune serves")
         self._request = model.create_infer_request()
+        sizes = [d.get_length() for d in list(model.inputs[0].get_partial_shape())[1:] if d.is_static]
+        self.input_shape = (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else None
         precision = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.info = RuntimeInfo(
             name="openvino",

@@ -1,0 +1,124 @@
+"""What could be pruned, what cannot be and why: read off a network without changing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgeprune import protocols
+from edgeprune.config import Config
+from edgeprune.console import Console
+from edgeprune.errors import PruningError
+from edgeprune.files import sha256_of
+from edgeprune.latency.profiles import load_profile
+from edgeprune.records import Proportion, Record, RefusalRecord, Sha256, Unmeasured
+from edgeprune.types import ModelBundle
+
+
+class GroupLine(Record):
+    """A proved group: its width, what the goal would leave, the layers that go with it."""
+
+    name: str
+    width: int
+    kept: int
+    layers: tuple[str, ...]
+
+
+class Inspection(Record):
+    """A network as pruning sees it.
+
+    `accuracy` is of the torch module on the test data: nothing was exported. `goal` is what `kept` follows; with a
+    goal in time it is the half of the MACs, since nothing is measured here.
+    """
+
+    model: str
+    file_sha256: Sha256
+    digest: Sha256
+    input_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    macs: int
+    parameters: int
+    kept_macs: int
+    goal: str
+    criterion: str
+    channel_multiple: int
+    groups: tuple[GroupLine, ...]
+    refusals: tuple[RefusalRecord, ...]
+    accuracy: Proportion | Unmeasured
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def inspect(model: Path, config: Config, console: Console) -> Inspection:
+    """Trace and prove the groups of `model` and plan with the configured goal, without cutting.
+
+    Errors: those of loading the model and the data; PruningError when the network cannot be traced.
+    """
+    from edgeprune.data import open_split
+    from edgeprune.models import load
+    from edgeprune.pruning.allocation import macs_of
+    from edgeprune.pruning.graph import trace
+    from edgeprune.pruning.plan import allocate
+    from edgeprune.types import Goal
+
+    bundle = load(model, config.model)
+    profile = load_profile(config.run.target)
+    train = open_split(config.data.train, "train", bundle) if config.data.train else None
+    with console.task("tracing and proving groups") as progress:
+        graph = trace(bundle, ignore=config.prune.ignore, progress=progress)
+    multiple = config.prune.channel_multiple or profile.multiple_for(config.latency.runtimes[0])
+    goal = config.prune.goal()
+    if goal.kind in ("speedup", "latency_ms"):
+        goal = Goal("macs_ratio", 0.5)
+    notes: tuple[str, ...] = ()
+    criterion: protocols.Criterion = protocols.find("criterion", config.prune.criterion)
+    try:
+        scores = criterion(bundle, graph, train, seed=config.run.seed)
+        widths = allocate(graph, scores, goal, multiple)
+    except PruningError as error:
+        widths, notes = {group.name: group.width for group in graph.groups}, (str(error),)
+    return Inspection(
+        model=model.name,
+        file_sha256=sha256_of(model),
+        digest=bundle.digest,
+        input_shape=bundle.input_shape,
+        classes=bundle.classes,
+        macs=graph.macs,
+        parameters=graph.parameters,
+        kept_macs=macs_of(graph, widths),
+        goal=f"{goal.kind} {goal.value:g}",
+        criterion=config.prune.criterion,
+        channel_multiple=multiple,
+        groups=tuple(
+            GroupLine(
+                name=g.name,
+                width=g.width,
+                kept=widths[g.name],
+                layers=tuple(dict.fromkeys(m.name for m in g.members)),
+            )
+            for g in graph.groups
+        ),
+        refusals=tuple(RefusalRecord(name=r.name, reason=r.reason, layers=r.layers) for r in graph.refusals),
+        accuracy=_accuracy(bundle, config, console),
+        seconds=graph.seconds,
+        notes=notes,
+    )
+
+
+def _accuracy(bundle: ModelBundle, config: Config, console: Console) -> Proportion | Unmeasured:
+    import torch
+
+    from edgeprune.data import open_split
+    from edgeprune.robustness.statistics import proportion
+
+    if config.data.test is None:
+        return Unmeasured(unmeasured="no test data was given (--test)")
+    split = open_split(config.data.test, "test", bundle, samples=config.data.samples, seed=config.run.seed)
+    network, right, seen = bundle.network(), 0, 0
+    with console.task("accuracy of the torch module") as progress, torch.no_grad():
+        for images, labels in split.batches(256):
+            right += int(np.sum(network(torch.from_numpy(images)).argmax(1).numpy() == labels))
+            seen += len(labels)
+            progress(f"{seen} of {len(split)} images", seen / len(split))
+    return proportion(right, len(split), config.budget.confidence)

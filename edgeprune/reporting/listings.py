@@ -1,0 +1,177 @@
+"""Terminal tables of the commands that look at one thing: inspect, measure, attack, targets, doctor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeprune.records import LatencyStats, Proportion, Unmeasured
+
+if TYPE_CHECKING:
+    from edgeprune.environment import DoctorReport
+    from edgeprune.inspection import Inspection
+    from edgeprune.latency.precision import Precision
+    from edgeprune.latency.profiles import Profile
+    from edgeprune.single import Attacked, Measured
+
+
+def print_inspection(found: Inspection, console: Console) -> None:
+    """The network in a paragraph, then its groups, then what is left alone and why."""
+    channels, height, width = found.input_shape
+    console.print(Text.assemble((found.model, "bold"), f"  sha256 {found.file_sha256[:12]}, weights {found.digest[:12]}"))
+    console.print(f"input {channels}x{height}x{width}, {len(found.classes)} classes: {_some(found.classes)}", markup=False)
+    console.print(f"{found.macs / 1e6:,.2f} M MACs, {found.parameters:,} parameters")
+    console.print(f"accuracy of the torch module: {_share(found.accuracy)}", markup=False)
+    console.print(
+        f"\n{len(found.groups)} groups proved in {found.seconds:.1f} s; kept: {found.goal} by {found.criterion}, "
+        f"widths in multiples of {found.channel_multiple}: {found.kept_macs / found.macs:.0%} of the MACs"
+    )
+    table = _table("group", ">width", ">kept", "layers that go with it")
+    for group in found.groups:
+        others = [name for name in group.layers if name != group.name]
+        table.add_row(Text(group.name), str(group.width), str(group.kept), Text(_some(others, 6)))
+    console.print(table)
+    if found.refusals:
+        console.print("\nnot pruned, because")
+        table = _table("layer", "reason")
+        for refusal in found.refusals:
+            table.add_row(Text(refusal.name), Text(refusal.reason))
+        console.print(table)
+    for note in found.notes:
+        console.print(Text(f"note: {note}", "yellow"))
+
+
+def print_measured(found: Measured, console: Console) -> None:
+    """Latency of one file, or of two with the ratio; the verdict and what was odd."""
+    latency = found.latency
+    runtime = latency.runtime
+    console.print(
+        f"{runtime.name} {runtime.version}, {runtime.precision}, {runtime.threads} thread(s), batch "
+        f"{latency.batch_size}, {latency.processes} processes, {found.inputs} images, {latency.kind} on {latency.target}"
+    )
+    table = _table("file", ">p50 ms", ">95 %", ">p90", ">p99", ">min", ">images/s", ">cold ms", ">samples")
+    if latency.compressed is None:
+        _add_stats(table, found.file, latency.dense)
+    else:
+        _add_stats(table, "against", latency.dense)
+        _add_stats(table, found.file, latency.compressed)
+    console.print(table)
+    console.print(f"sha256 {found.sha256}")
+    control = latency.control
+    if latency.speedup:
+        low, high = latency.speedup.interval.low, latency.speedup.interval.high
+        console.print(f"speed-up {latency.speedup.value:.3f}x ({low:.3f} to {high:.3f}): {latency.verdict}")
+    console.print(
+        f"A/A control {control.value:.3f}x ({control.interval.low:.3f} to {control.interval.high:.3f}); "
+        f"peak memory {latency.peak_rss_bytes / 1e6:,.0f} MB"
+    )
+    for note in latency.notes:
+        console.print(Text(f"note: {note}", "yellow"))
+    if found.accuracy:
+        console.print(f"accuracy {_share(found.accuracy)}", markup=False)
+
+
+def print_attacked(found: Attacked, console: Console) -> None:
+    """Clean and robust accuracy of one file, and whether the attack can be believed."""
+    threat, result = found.threat, found.result
+    console.print(Text.assemble((found.file, "bold"), f"  sha256 {result.sha256}"))
+    console.print(
+        f"{threat.attack} ({threat.steps} steps, {threat.restarts} restarts), {threat.norm} {threat.epsilon}, "
+        f"{threat.samples} images, seed {threat.seed}"
+    )
+    console.print(f"judged by {found.runtime.name} {found.runtime.version}, {found.runtime.precision}")
+    console.print(f"clean accuracy   {_share(result.clean)}", markup=False)
+    console.print(f"robust accuracy  {_share(result.robust)}", markup=False)
+    console.print(
+        f"{result.fell} fell, {result.rounded} of them still after rounding to 8 bits; {result.rejected} claims refused"
+    )
+    for warning in found.warnings:
+        console.print(Text(f"inconclusive: {warning}", "yellow"))
+
+
+def print_profiles(profiles: Sequence[Profile], console: Console) -> None:
+    """A line a profile."""
+    table = _table("target", "where", ">cores", ">multiple", "description")
+    for profile in profiles:
+        where = "this machine" if profile.is_local else "a device"
+        table.add_row(profile.name, where, str(profile.cores or "?"), str(profile.channel_multiple), profile.description)
+    console.print(table)
+
+
+def print_profile(profile: Profile, console: Console) -> None:
+    """Every figure of a profile with its kind and source."""
+    console.print(Text.assemble((profile.name, "bold"), f"  {profile.description}"))
+    where = "this machine" if profile.is_local else "a device: latency is not measured here"
+    console.print(f"{profile.architecture}, {where}, widths in multiples of {profile.channel_multiple}")
+    table = _table("figure", ">value", "unit", "kind", "source")
+    for figure in profile.figures:
+        table.add_row(figure.name, f"{figure.value:g}", figure.unit, figure.kind, Text(figure.source))
+    console.print(table)
+
+
+def print_doctor(found: DoctorReport, console: Console) -> None:
+    """The machine, the versions, each runtime's real precision, and advice."""
+    machine = found.environment
+    console.print(Text.assemble(("edgeprune ", "bold"), f"{machine.edgeprune}, Python {machine.python}, {machine.system}"))
+    usable = ", ".join(map(str, found.usable_cores))
+    console.print(f"{machine.cpu}: {machine.cores} cores (usable: {usable}), {' '.join(machine.cpu_features)}")
+    console.print(", ".join(f"{name} {version}" for name, version in machine.packages.items()), markup=False)
+    table = _table("runtime", "version", "computes in", "by default in")
+    for runtime in found.runtimes:
+        ours, default = (_precision(each) for each in (runtime.ours, runtime.default))
+        table.add_row(runtime.name, runtime.version or "missing", Text(runtime.failure or ours), default)
+    console.print(table)
+    noise = found.noise
+    console.print(
+        f"noise: spread {noise.spread:.1%}, preempted {noise.preempted:.1%}; timer {found.timer_resolution_ns} ns, "
+        f"load {found.load_average if found.load_average is not None else 'unknown'}"
+    )
+    for advice in found.advice:
+        console.print(Text(f"{advice.what}\n  {advice.remedy}", "yellow"))
+    if not found.advice:
+        console.print("nothing to mend")
+
+
+def _precision(found: Precision | None) -> str:
+    return "unknown" if found is None else f"{found.observed} (error {found.error:.1g})"
+
+
+def _add_stats(table: Table, name: str, stats: LatencyStats) -> None:
+    table.add_row(
+        Text(name),
+        f"{stats.p50_ms:.3f}",
+        f"{stats.p50_interval.low:.3f}-{stats.p50_interval.high:.3f}",
+        _or_dash(stats.p90_ms),
+        _or_dash(stats.p99_ms),
+        f"{stats.min_ms:.3f}",
+        f"{stats.throughput_per_s:,.0f}",
+        f"{stats.cold_start_ms:.0f}",
+        f"{stats.samples}" + (f" (-{stats.preempted})" if stats.preempted else ""),
+    )
+
+
+def _or_dash(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.3f}"
+
+
+def _share(value: Proportion | Unmeasured) -> str:
+    if isinstance(value, Unmeasured):
+        return f"unmeasured: {value.unmeasured}"
+    low, high = value.interval.low, value.interval.high
+    return f"{value.value:.2%} ({value.count} of {value.total}; {value.interval.confidence:.0%}: {low:.1%} to {high:.1%})"
+
+
+def _some(words: Sequence[str], most: int = 8) -> str:
+    more = f", ... ({len(words)} in all)" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    return table
