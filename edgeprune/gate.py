@@ -189,8 +189,10 @@ def _summary(rows: list[GateRow]) -> str:
     first = rows[0]
     name = first.metric.replace("_", " ")
     if first.status == "fail" and first.bound is not None:
+        could = "may be as low as" if first.operator == ">=" else "may be as high as"
+        could = "is" if first.confidence is None else could
         return (
-            f"{good} of {len(rows)} budgets hold; {name}: {quantity(first.bound, first.unit)} is not "
-            f"{first.operator} {quantity(first.limit, first.unit)}"
+            f"{good} of {len(rows)} budgets hold; {name} {could} {quantity(first.bound, first.unit)}, "
+            f"the limit is {quantity(first.limit, first.unit)}"
         )
     return f"{good} of {len(rows)} budgets hold; {name}: {first.reason}"

@@ -64,8 +64,11 @@ def _better_drop(row: GateRow, finding: Finding, report: Report) -> str:
     if row.actual == row.limit:
         return f"{better}; more test images alone will not help, since the measured drop is the limit itself"
     needed = math.ceil(finding.images * ((row.bound - row.actual) / (row.limit - row.actual)) ** 2)
-    where = f"the measured drop ({points(row.actual)}) is within the limit, its bound is not"
-    return f"{where}: judge on about {_rounded_up(needed):,} test images ({flag}), or {better}"
+    within = f"the measured drop ({points(row.actual)}) is within the limit, its bound is not"
+    images = f"judge on about {_rounded_up(needed):,} test images"
+    if needed <= max((split.samples for split in report.data if split.role == "test"), default=0):
+        return f"{within}: {images} ({flag} {_rounded_up(needed)}), or {better}"
+    return f"{within}: {better}, or {images}"
 
 
 def _steadier(finding: Finding, report: Report) -> str:

@@ -14,7 +14,6 @@ from edgeprune.records import LatencyStats, Proportion, Unmeasured
 if TYPE_CHECKING:
     from edgeprune.environment import DoctorReport
     from edgeprune.inspection import Inspection
-    from edgeprune.latency.precision import Precision
     from edgeprune.latency.profiles import Profile
     from edgeprune.single import Attacked, Measured
 
@@ -22,8 +21,12 @@ if TYPE_CHECKING:
 def print_inspection(found: Inspection, console: Console) -> None:
     """The network in a paragraph, then its groups, then what is left alone and why."""
     channels, height, width = found.input_shape
-    console.print(Text.assemble((found.model, "bold"), f"  sha256 {found.file_sha256[:12]}, weights {found.digest[:12]}"))
-    console.print(f"input {channels}x{height}x{width}, {len(found.classes)} classes: {_some(found.classes)}", markup=False)
+    console.print(
+        Text.assemble((found.model, "bold"), f"  sha256 {found.file_sha256[:12]}, weights {found.digest[:12]}")
+    )
+    console.print(
+        f"input {channels}x{height}x{width}, {len(found.classes)} classes: {_some(found.classes)}", markup=False
+    )
     console.print(f"{found.macs / 1e6:,.2f} M MACs, {found.parameters:,} parameters")
     console.print(f"accuracy of the torch module: {_share(found.accuracy)}", markup=False)
     console.print(
@@ -98,7 +101,9 @@ def print_profiles(profiles: Sequence[Profile], console: Console) -> None:
     table = _table("target", "where", ">cores", ">multiple", "description")
     for profile in profiles:
         where = "this machine" if profile.is_local else "a device"
-        table.add_row(profile.name, where, str(profile.cores or "?"), str(profile.channel_multiple), profile.description)
+        table.add_row(
+            profile.name, where, str(profile.cores or "?"), str(profile.channel_multiple), profile.description
+        )
     console.print(table)
 
 
@@ -116,14 +121,16 @@ def print_profile(profile: Profile, console: Console) -> None:
 def print_doctor(found: DoctorReport, console: Console) -> None:
     """The machine, the versions, each runtime's real precision, and advice."""
     machine = found.environment
-    console.print(Text.assemble(("edgeprune ", "bold"), f"{machine.edgeprune}, Python {machine.python}, {machine.system}"))
+    console.print(
+        Text.assemble(("edgeprune ", "bold"), f"{machine.edgeprune}, Python {machine.python}, {machine.system}")
+    )
     usable = ", ".join(map(str, found.usable_cores))
     console.print(f"{machine.cpu}: {machine.cores} cores (usable: {usable}), {' '.join(machine.cpu_features)}")
     console.print(", ".join(f"{name} {version}" for name, version in machine.packages.items()), markup=False)
     table = _table("runtime", "version", "computes in", "by default in")
     for runtime in found.runtimes:
-        ours, default = (_precision(each) for each in (runtime.ours, runtime.default))
-        table.add_row(runtime.name, runtime.version or "missing", Text(runtime.failure or ours), default)
+        ours = runtime.failure or runtime.ours or "unknown"
+        table.add_row(runtime.name, runtime.version or "missing", Text(ours), runtime.default or "unknown")
     console.print(table)
     noise = found.noise
     console.print(
@@ -134,10 +141,6 @@ def print_doctor(found: DoctorReport, console: Console) -> None:
         console.print(Text(f"{advice.what}\n  {advice.remedy}", "yellow"))
     if not found.advice:
         console.print("nothing to mend")
-
-
-def _precision(found: Precision | None) -> str:
-    return "unknown" if found is None else f"{found.observed} (error {found.error:.1g})"
 
 
 def _add_stats(table: Table, name: str, stats: LatencyStats) -> None:
@@ -162,7 +165,9 @@ def _share(value: Proportion | Unmeasured) -> str:
     if isinstance(value, Unmeasured):
         return f"unmeasured: {value.unmeasured}"
     low, high = value.interval.low, value.interval.high
-    return f"{value.value:.2%} ({value.count} of {value.total}; {value.interval.confidence:.0%}: {low:.1%} to {high:.1%})"
+    return (
+        f"{value.value:.2%} ({value.count} of {value.total}; {value.interval.confidence:.0%}: {low:.1%} to {high:.1%})"
+    )
 
 
 def _some(words: Sequence[str], most: int = 8) -> str:

@@ -27,14 +27,14 @@ def significant(value: float, digits: int = 3) -> str:
     return _minus(f"{value:,.{decimals}f}")
 
 
-def milliseconds(value: float) -> str:
-    """ "1.23 ms"."""
-    return f"{significant(value)} ms"
+def milliseconds(value: float, digits: int = 3) -> str:
+    """A time: "1.23 ms"."""
+    return f"{significant(value, digits)} ms"
 
 
-def times(value: float) -> str:
+def times(value: float, digits: int = 3) -> str:
     """A ratio: "1.87×"."""
-    return f"{significant(value)}×"
+    return f"{significant(value, digits)}×"
 
 
 def percent(fraction: float) -> str:
@@ -42,11 +42,10 @@ def percent(fraction: float) -> str:
     return f"{_minus(f'{100 * fraction:.1f}')} %"
 
 
-def points(fraction: float) -> str:
-    """A difference of two shares in percentage points: "2.0 pt"; two digits where one would read zero."""
+def points(fraction: float, _digits: int = 0) -> str:
+    """A difference of two shares in percentage points: "2.0 pt"; two decimals where one would read zero."""
     value = 100 * fraction
-    digits = 2 if 0 < abs(value) < 0.095 else 1
-    return f"{_minus(f'{value:.{digits}f}')} pt"
+    return f"{_minus(f'{value:.2f}' if abs(value) < 0.095 and value else f'{value:.1f}')} pt"
 
 
 def signed(text: str) -> str:
@@ -54,9 +53,9 @@ def signed(text: str) -> str:
     return text if text.startswith("−") or not any(digit in text for digit in "123456789") else f"+{text}"
 
 
-def size(count: float) -> str:
+def size(count: float, digits: int = 3) -> str:
     """Bytes in decimal units: "512 B", "1.10 MB"."""
-    return f"{_scaled(count)}B"
+    return f"{_scaled(count, digits)}B"
 
 
 def count(number: float) -> str:
@@ -77,9 +76,9 @@ def span(interval: Interval, show: Callable[[float], str]) -> str:
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 
-def quantity(value: float, unit: str) -> str:
+def quantity(value: float, unit: str, digits: int = 3) -> str:
     """A gate row's number in its unit."""
-    return _UNITS[unit](value)
+    return _UNITS[unit](value, digits)
 
 
 def short(sha256: str) -> str:
@@ -87,10 +86,10 @@ def short(sha256: str) -> str:
     return sha256[:12]
 
 
-def _scaled(number: float) -> str:
+def _scaled(number: float, digits: int = 3) -> str:
     for factor, prefix in _DECIMAL:
         if abs(number) >= factor:
-            return f"{significant(number / factor)} {prefix}"
+            return f"{significant(number / factor, digits)} {prefix}"
     return f"{number:,.0f} "
 
 
@@ -99,7 +98,7 @@ def _minus(text: str) -> str:
     return bare if not any(digit in bare for digit in "123456789") else text.replace("-", "−")
 
 
-_UNITS: dict[str, Callable[[float], str]] = {
+_UNITS: dict[str, Callable[[float, int], str]] = {
     "fraction": points,
     "ms": milliseconds,
     "x": times,

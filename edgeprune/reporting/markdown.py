@@ -1,0 +1,141 @@
+"""Report -> Markdown that fits a pull-request comment: the verdict, what changed, the fine print folded away.
+
+Names come from files and may say anything: each one stands in a code span, where nobody is mentioned by an @ and
+no markup lives.
+"""
+
+from __future__ import annotations
+
+import re
+
+from edgeprune.records import Report, Unmeasured
+from edgeprune.reporting import numbers as n
+from edgeprune.reporting.view import Change, Figure, changes, flips, headline, judged, threat
+
+_MARKS = {"passed": "✅", "failed": "❌", "inconclusive": "⚠️", "no budgets": "⚪"}
+_MANY = 12
+
+
+def markdown(report: Report) -> str:
+    """The whole comment, ending in a newline."""
+    head = headline(report.verdict)
+    target = f"{code(report.model.name)} for {code(report.target.name)}"
+    blocks = [
+        f"## {_MARKS[head.status]} {head.title}: {target}",
+        text(head.sentence),
+        _gate(report),
+        _changes(report),
+        _warnings(report),
+        _folded("Flips, image by image", _flips(report)),
+        _folded(f"Left alone ({len(report.plan.refusals)})", _refusals(report)),
+        _folded("The files, the attack and how to reproduce this", _provenance(report)),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def code(value: str) -> str:
+    """`value` as a code span that it cannot leave; pipes are escaped for tables, line breaks become spaces."""
+    line = " ".join(value.split()) or " "
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", line)), default=0) + 1)
+    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{padding}{line}{padding}{fence}".replace("|", "\\|")
+
+
+def text(value: str) -> str:
+    """`value` as plain text: markup, mentions and table borders in it are only characters."""
+    line = " ".join(value.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "@\u200b")
+    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
+
+
+def _gate(report: Report) -> str:
+    rows = judged(report.verdict)
+    if not rows:
+        return ""
+    lines = ["| | budget | limit | measured | judged | |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        word = row.word if row.status == "pass" else f"**{row.word}**"
+        name = f"{row.metric} ({text(row.subject)})"
+        lines.append(
+            f"| {word} | {name} | {row.limit} | {row.actual} | {row.bound or text(row.reason)} | {row.distance} |"
+        )
+    remedies = [f"- {row.metric}: {text(row.remedy)}" for row in rows if row.remedy]
+    advice = ["", "What would help:", *dict.fromkeys(remedies)] if remedies else []
+    return "\n".join([*lines, *advice])
+
+
+def _changes(report: Report) -> str:
+    lines = ["| | dense | compressed | change |", "| --- | ---: | ---: | ---: |"]
+    lines.extend(_change(row) for row in changes(report))
+    return "\n".join(lines)
+
+
+def _change(row: Change) -> str:
+    name = f"{row.label}<br><sub>{text(row.detail)}</sub>" if row.detail else row.label
+    if row.missing:
+        return f"| {name} | unmeasured | unmeasured | {text(row.missing)} |"
+    return f"| {name} | {_figure(row.dense)} | {_figure(row.compressed)} | {_figure(row.change)} |"
+
+
+def _figure(figure: Figure | None) -> str:
+    if figure is None:
+        return "unmeasured"
+    return f"{figure.text}<br><sub>{text(figure.spread)}</sub>" if figure.spread else figure.text
+
+
+def _warnings(report: Report) -> str:
+    found = [*report.warnings, *report.plan.notes]
+    if not isinstance(report.robustness, Unmeasured):
+        found.extend(report.robustness.warnings)
+    return "\n".join(f"> {text(line)}" for line in dict.fromkeys(found))
+
+
+def _flips(report: Report) -> str:
+    rows = flips(report)
+    if not rows:
+        return ""
+    lines = ["| | right in both | lost | won | wrong in both | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+    lines.extend(
+        f"| {row.label}<br><sub>{text(row.detail)}</sub> | {row.both_right:,} | {row.lost:,} | {row.won:,} "
+        f"| {row.both_wrong:,} | {row.test} |"
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def _refusals(report: Report) -> str:
+    refusals = report.plan.refusals
+    lines = [f"- {code(item.name)}: {text(item.reason)}" for item in refusals[:_MANY]]
+    if len(refusals) > _MANY:
+        lines.append(f"- and {len(refusals) - _MANY} more, in report.html")
+    return "\n".join(lines)
+
+
+def _provenance(report: Report) -> str:
+    lines = ["| file | side | sha256 |", "| --- | --- | --- |"]
+    for artifact in report.artifacts:
+        lines.append(f"| {code(artifact.path)} | {artifact.side} | `{artifact.sha256}` |")
+        lines.extend(f"| {code(name)} | {artifact.side} | `{digest}` |" for name, digest, _ in artifact.companions)
+    environment = report.environment
+    facts = [
+        f"- Network: {code(report.model.name)}, sha256 `{report.model.file_sha256}`",
+        *(
+            f"- {item.role} data: {code(item.name)}, {item.samples:,} images, digest `{n.short(item.digest)}`"
+            for item in report.data
+        ),
+        f"- Machine: {text(environment.cpu)}, {environment.cores} cores, {text(environment.system)}",
+        f"- edgeprune {text(environment.edgeprune)}, Python {text(environment.python)}, {text(report.created)}",
+        f"- Seed: {report.seed}",
+        f"- Command: {code(report.command)}",
+    ]
+    if isinstance(report.robustness, Unmeasured):
+        facts.append(f"- Robustness: unmeasured, {text(report.robustness.unmeasured)}")
+    else:
+        facts.append(
+            f"- Attack: {text(threat(report.robustness.threat))}, on {report.robustness.threat.samples:,} images"
+        )
+    return "\n".join([*lines, "", *facts])
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>" if body else ""

@@ -1,0 +1,71 @@
+"""Summary and verdict for a terminal: readable at 80 columns, and without colour."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeprune.records import Report, Verdict
+from edgeprune.reporting import numbers as n
+from edgeprune.reporting.view import Change, Figure, changes, headline, judged
+
+_STYLES = {"pass": "green", "fail": "bold red", "stale": "bold red", "missing": "bold red", "inconclusive": "yellow"}
+_TITLE_STYLES = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow", "no budgets": "bold"}
+
+
+def print_summary(report: Report, console: Console) -> None:
+    """Dense against compressed, a line a number; then the warnings. The verdict is `print_verdict`'s."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("")
+    for side in ("dense", "compressed", "change"):
+        table.add_column(side, justify="right")
+    for row in changes(report):
+        _add(table, row)
+    console.print(Text.assemble((report.model.name, "bold"), f" for {report.target.name}"))
+    console.print(table)
+    for line in report.warnings:
+        _print_hanging("note: ", line, console)
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """A line a gate row, failures first: status, budget, limit, what was judged, the distance, the remedy."""
+    head = headline(verdict)
+    sentence = verdict.reason if verdict.status == "no budgets" else head.sentence
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name in ("status", "budget", "limit", "judged"):
+        table.add_column(name, no_wrap=name in ("status", "limit"))
+    rows = judged(verdict)
+    for row in rows:
+        found = (row.bound, row.distance) if row.bound else (row.reason,)
+        why = row.reason if row.bound and row.status == "inconclusive" else ""
+        name = Text.assemble(row.metric, (f"\n{row.subject}", "dim"))
+        judgement = Text.assemble("\n".join(part for part in found if part), (f"\n{why}" if why else "", "dim"))
+        table.add_row(Text(row.word, _STYLES[row.status]), name, row.limit, judgement)
+    console.print(Text.assemble((head.title, _TITLE_STYLES[head.status]), f": {sentence}"))
+    if rows:
+        console.print(f"sha256 {n.short(verdict.artifact_sha256)}", style="dim", highlight=False)
+        console.print(table)
+    for remedy in dict.fromkeys(f"{row.metric}: {row.remedy}" for row in rows if row.remedy):
+        _print_hanging("→ ", remedy, console)
+
+
+def _print_hanging(mark: str, line: str, console: Console) -> None:
+    """A line whose continuation stands under its own beginning."""
+    grid = Table.grid()
+    grid.add_row(Text(mark, "bold"), Text(line))
+    console.print(grid)
+
+
+def _add(table: Table, row: Change) -> None:
+    label = Text.assemble(row.label, ("\n" + row.detail if row.detail else "", "dim"))
+    if row.missing:
+        table.add_row(label, "unmeasured", "unmeasured", Text(row.missing, "dim"))
+        return
+    table.add_row(label, *(_figure(figure) for figure in (row.dense, row.compressed, row.change)))
+
+
+def _figure(figure: Figure | None) -> Text:
+    if figure is None:
+        return Text("unmeasured")
+    return Text.assemble(figure.text, ("\n" + figure.spread if figure.spread else "", "dim"))

@@ -1,0 +1,298 @@
+"""What every rendering of a report says, in words and formatted numbers: one wording, one rounding, four formats.
+
+A number that was not measured is here as the reason why, never as a blank or a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeprune.records import (
+    AccuracyComparison,
+    Artifact,
+    GateRow,
+    Interval,
+    LatencyComparison,
+    PairedDrop,
+    Proportion,
+    Report,
+    RobustnessComparison,
+    ThreatModel,
+    Unmeasured,
+    Verdict,
+)
+from edgeprune.reporting import numbers as n
+
+METRICS = {
+    "accuracy_drop": "Accuracy drop",
+    "robust_accuracy_drop": "Robust accuracy drop",
+    "latency_ms": "Latency, p50",
+    "speedup": "Speed-up",
+    "size_bytes": "File size",
+}
+WORDS = {"pass": "PASS", "fail": "FAIL", "stale": "STALE", "missing": "MISSING", "inconclusive": "UNCLEAR"}
+TITLES = {
+    "passed": "May ship",
+    "failed": "Must not ship",
+    "inconclusive": "Not decided",
+    "no budgets": "Not judged",
+}
+NOT_JUDGED = "No budgets were set, so nothing was judged. Write them under [budget] in edgeprune.toml."
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number as text, and its interval or a remark as text."""
+
+    text: str
+    spread: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of "what changed". `missing` says why there are no numbers."""
+
+    label: str
+    detail: str
+    dense: Figure | None = None
+    compressed: Figure | None = None
+    change: Figure | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A gate row as text. `gauge` places the judged bound and the limit on one axis, as shares of its length."""
+
+    metric: str
+    subject: str
+    status: str
+    word: str
+    limit: str
+    actual: str
+    bound: str
+    distance: str
+    reason: str
+    remedy: str
+    gauge: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Where two files differ on the same images."""
+
+    label: str
+    detail: str
+    total: int
+    both_right: int
+    lost: int
+    won: int
+    both_wrong: int
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """May it ship: the status of the verdict, in two words and in one sentence."""
+
+    status: str
+    title: str
+    sentence: str
+
+
+def headline(verdict: Verdict | None) -> Headline:
+    """What stands at the top of every rendering; None: no gate was asked for."""
+    if verdict is None or verdict.status == "no budgets":
+        return Headline("no budgets", TITLES["no budgets"], NOT_JUDGED)
+    sentence = verdict.reason[:1].upper() + verdict.reason[1:]
+    return Headline(verdict.status, TITLES[verdict.status], sentence.rstrip(".") + ".")
+
+
+def judged(verdict: Verdict | None) -> tuple[Judged, ...]:
+    """The rows of a verdict, in its order."""
+    return tuple(_judged(row) for row in verdict.rows) if verdict else ()
+
+
+def changes(report: Report) -> tuple[Change, ...]:
+    """Dense against compressed: latency, accuracy, robust accuracy, size, MACs, parameters, channels."""
+    plan = report.plan
+    width, kept = sum(group.width for group in plan.groups), sum(len(group.kept) for group in plan.groups)
+    return (
+        *_latency(report.latency),
+        *_accuracy(report.accuracy),
+        _robust(report.robustness),
+        *_sizes(report),
+        _counted("MACs", "", plan.dense_macs, plan.macs),
+        _counted("Parameters", "", plan.dense_parameters, plan.parameters),
+        _counted("Channels", "of the prunable groups", width, kept),
+    )
+
+
+def flips(report: Report) -> tuple[Flips, ...]:
+    """Images that one file gets right and the other wrong: clean a runtime, then under attack."""
+    rows: list[Flips] = []
+    if not isinstance(report.accuracy, Unmeasured):
+        rows.extend(_flips("Clean", item.runtime.name, item.dense, item.drop) for item in report.accuracy)
+    if not isinstance(report.robustness, Unmeasured):
+        item = report.robustness
+        rows.append(_flips("Under attack", threat(item.threat), item.dense.robust, item.drop))
+    return tuple(rows)
+
+
+def threat(model: ThreatModel) -> str:
+    """The threat model in a phrase: "pgd, linf 8/255, 40 steps, 2 restarts"."""
+    restarts = f"{model.restarts} restart{'s' if model.restarts != 1 else ''}"
+    return f"{model.attack}, {model.norm} {model.epsilon}, {model.steps} steps, {restarts}"
+
+
+def proportion(value: Proportion) -> Figure:
+    """A share with its interval."""
+    return Figure(n.percent(value.value), n.span(value.interval, n.percent))
+
+
+def place(item: LatencyComparison) -> str:
+    """Where a latency was measured: runtime, threads, and the batch where it is more than one image."""
+    threads = item.runtime.threads
+    batch = f", batch {item.batch_size}" if item.batch_size != 1 else ""
+    return f"{item.runtime.name}, {threads} thread{'s' if threads != 1 else ''}{batch}"
+
+
+# ------------------------------------------------------------------------------------------------- gate rows
+
+
+def _judged(row: GateRow) -> Judged:
+    def show(value: float | None) -> str:
+        return "" if value is None else n.quantity(value, row.unit)
+
+    sign = "≥" if row.operator == ">=" else "≤"
+    bound = ""
+    if row.bound is not None:
+        side = "at least" if row.operator == ">=" else "at most"
+        bound = f"{side} {show(row.bound)} ({100 * row.confidence:.3g} %)" if row.confidence else show(row.bound)
+    distance = ""
+    if row.distance is not None:
+        left = n.quantity(abs(row.distance), row.unit, digits=2)
+        distance = f"{left} {'to spare' if row.distance >= 0 else 'beyond the limit'}"
+    return Judged(
+        metric=METRICS.get(row.metric, row.metric),
+        subject=row.subject,
+        status=row.status,
+        word=WORDS[row.status],
+        limit=f"{sign} {show(row.limit)}",
+        actual=show(row.actual) or "unmeasured",
+        bound=bound,
+        distance=distance,
+        reason=row.reason,
+        remedy=row.remedy,
+        gauge=_gauge(row),
+    )
+
+
+def _gauge(row: GateRow) -> tuple[float, float] | None:
+    """Judged bound and limit on an axis from zero that holds both with some room; a gain stands at zero."""
+    if row.bound is None:
+        return None
+    longest = max(row.bound, row.limit, 0.0) * 1.25
+    return (max(row.bound, 0.0) / longest, row.limit / longest) if longest > 0 else (0.0, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------- what changed
+
+
+def _latency(measured: tuple[LatencyComparison, ...] | Unmeasured) -> tuple[Change, ...]:
+    if isinstance(measured, Unmeasured):
+        return (Change("Latency, p50", "", missing=measured.unmeasured),)
+    rows = []
+    for item in measured:
+        dense = _interval(item.dense.p50_ms, item.dense.p50_interval, n.milliseconds)
+        if item.compressed is None:
+            rows.append(Change("Latency, p50", place(item), missing="one file alone was timed"))
+            continue
+        compressed = _interval(item.compressed.p50_ms, item.compressed.p50_interval, n.milliseconds)
+        rows.append(Change("Latency, p50", place(item), dense, compressed, speedup(item)))
+    return tuple(rows)
+
+
+def speedup(item: LatencyComparison) -> Figure:
+    """The speed-up with its interval, or the words that forbid to state one."""
+    if item.speedup is None:
+        return Figure("unmeasured", "one file alone was timed")
+    ratio = n.times(item.speedup.value)
+    interval = n.span(item.speedup.interval, n.times)
+    if item.verdict in ("faster", "slower"):
+        return Figure(f"{ratio} as fast", interval)
+    return Figure(item.verdict, f"{ratio}, {interval}")
+
+
+def _accuracy(measured: tuple[AccuracyComparison, ...] | Unmeasured) -> tuple[Change, ...]:
+    if isinstance(measured, Unmeasured):
+        return (Change("Clean accuracy", "", missing=measured.unmeasured),)
+    return tuple(
+        Change(
+            "Clean accuracy",
+            f"{item.runtime.name}, n = {item.dense.total:,}",
+            proportion(item.dense),
+            proportion(item.compressed),
+            _drop(item.drop),
+        )
+        for item in measured
+    )
+
+
+def _robust(measured: RobustnessComparison | Unmeasured) -> Change:
+    if isinstance(measured, Unmeasured):
+        return Change("Robust accuracy", "", missing=measured.unmeasured)
+    model = measured.threat
+    detail = f"{model.attack} {model.norm} {model.epsilon}, n = {measured.drop.total:,}"
+    drop = _drop(measured.drop)
+    if not measured.conclusive:
+        drop = Figure("inconclusive", f"{drop.text}; see the attack's health")
+    return Change(
+        "Robust accuracy", detail, proportion(measured.dense.robust), proportion(measured.compressed.robust), drop
+    )
+
+
+def _drop(drop: PairedDrop) -> Figure:
+    bound = f"≤ {n.points(drop.upper)} lost ({100 * drop.confidence:g} %)"
+    return Figure(n.signed(n.points(-drop.value)), bound)
+
+
+def _sizes(report: Report) -> tuple[Change, ...]:
+    rows = []
+    for after in report.artifacts:
+        if after.side != "compressed":
+            continue
+        before = next((a for a in report.artifacts if (a.side, a.format) == ("dense", after.format)), None)
+        files = shipped(after)
+        if before is None:
+            rows.append(Change("File size", files, missing="the dense file was not exported in this format"))
+            continue
+        change = Figure(n.change(before.total_bytes, after.total_bytes))
+        rows.append(
+            Change("File size", files, Figure(n.size(before.total_bytes)), Figure(n.size(after.total_bytes)), change)
+        )
+    return tuple(rows) or (Change("File size", "", missing="no compressed file was exported"),)
+
+
+def shipped(artifact: Artifact) -> str:
+    """The file and its companions, by name."""
+    return " + ".join((artifact.path, *(name for name, _, _ in artifact.companions)))
+
+
+def _counted(label: str, detail: str, before: int, after: int) -> Change:
+    change = Figure(n.change(before, after))
+    return Change(label, detail, Figure(n.count(before)), Figure(n.count(after)), change)
+
+
+def _interval(value: float, interval: Interval, show: Callable[[float], str]) -> Figure:
+    return Figure(show(value), n.span(interval, show))
+
+
+def _flips(label: str, detail: str, dense: Proportion, drop: PairedDrop) -> Flips:
+    both_right = dense.count - drop.dense_only
+    both_wrong = drop.total - dense.count - drop.compressed_only
+    differs = "differ" if drop.p_value < 0.05 else "no significant difference"
+    test = f"McNemar's exact test: {differs}, p = {drop.p_value:.2g}" if drop.p_value >= 1e-4 else ""
+    test = test or f"McNemar's exact test: {differs}, p < 0.0001"
+    return Flips(label, detail, drop.total, both_right, drop.dense_only, drop.compressed_only, both_wrong, test)
