@@ -6,13 +6,18 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import edgeprune
 from edgeprune.errors import EdgepruneError, ExitCode, UsageError
 from edgeprune.flags import Flags, settings
+
+if TYPE_CHECKING:
+    from rich.console import Console as Terminal
+
+    from edgeprune.console import Console as Messages
 
 app = typer.Typer(
     name="edgeprune",
@@ -62,8 +67,8 @@ def compress(
     from edgeprune.config import load_config
     from edgeprune.gate import exit_code
     from edgeprune.pipeline import compress as run
-    from edgeprune.pipeline import run_folder
-    from edgeprune.reporting.terminal import print_summary
+    from edgeprune.pipeline import run_folder, written
+    from edgeprune.reporting.terminal import print_summary, print_verdict
 
     loaded = load_config(config, flags)
     if gate and not loaded.budget.limits():
@@ -73,7 +78,10 @@ def compress(
         typer.echo(report.to_json(), nl=False)
     else:
         print_summary(report, _stdout())
-        typer.echo(f"\nwritten to {run_folder(model, loaded)}: report.html shows it all")
+        if report.verdict:
+            typer.echo()
+            print_verdict(report.verdict, _stdout())
+        typer.echo("\n" + "\n".join(str(path) for path in written(run_folder(model, loaded))))
     if gate and report.verdict:
         raise typer.Exit(exit_code(report.verdict))
 
@@ -219,7 +227,7 @@ def demo(
     arguments = write_demo(folder, seed, _messages())
     typer.echo(f"\n$ cd {folder}\n$ edgeprune {shlex.join(arguments)}\n")
     os.chdir(folder)
-    app(arguments, standalone_mode=False)
+    raise typer.Exit(app(arguments, standalone_mode=False) or 0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -256,13 +264,13 @@ def _command() -> str:
     return shlex.join(["edgeprune", *sys.argv[1:]])
 
 
-def _stdout():  # type: ignore[no-untyped-def]
+def _stdout() -> Terminal:
     from rich.console import Console
 
     return Console(highlight=False)
 
 
-def _messages():  # type: ignore[no-untyped-def]
+def _messages() -> Messages:
     from rich.console import Console
 
     from edgeprune.console import TerminalConsole

@@ -43,7 +43,8 @@ def settings(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _model(section: str) -> dict[str, Any]:
-    return Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr, return-value]
+    fields: dict[str, Any] = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    return fields
 
 
 def _parameter(section: str, name: str) -> inspect.Parameter:

@@ -35,3 +35,12 @@ def compress(model: Path, config: Config, *, command: str = "", console: Console
 def run_folder(model: Path, config: Config) -> Path:
     """Where a run goes: the configured folder, else ``runs/MODEL-TARGET``."""
     return config.run.out or Path("runs") / f"{model.stem}-{Path(config.run.target).stem}"
+
+
+def written(folder: Path) -> tuple[Path, ...]:
+    """The files of a finished run that a user wants, the report first."""
+    names = (
+        *("report.html", "report.md", "report.json", "model.onnx", "model.xml", "model.bin"),
+        *("pruned.pt", "plan.json", "evidence.npz"),
+    )
+    return tuple(folder / name for name in names if (folder / name).exists())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,10 @@ from edgeprune.files import sha256_of
 from edgeprune.latency.measure import latency_file, measure
 from edgeprune.latency.profiles import load_profile
 from edgeprune.records import AttackedFile, LatencyComparison, Proportion, Record, RuntimeInfo, ThreatModel
-from edgeprune.types import Floats, InputForm, ModelBundle, Preprocessing, Split
+from edgeprune.types import InputForm, ModelBundle, Preprocessing, Split
+
+if TYPE_CHECKING:
+    from edgeprune.types import Floats
 
 _TIMING_IMAGES = 256
 

@@ -41,10 +41,11 @@ from edgeprune.records import (
     Unmeasured,
 )
 from edgeprune.runfolder import STAGES, RunFolder
-from edgeprune.types import ChannelGraph, Floats, ModelBundle, Split
+from edgeprune.types import ChannelGraph, ModelBundle, Split
 
 if TYPE_CHECKING:
     from edgeprune.pruning.aim import Timing
+    from edgeprune.types import Floats
 
 PRUNED, PLAN, EVIDENCE = "pruned.pt", "plan.json", "evidence.npz"
 STEMS: Mapping[Side, str] = {"dense": "dense/model", "compressed": "model"}
@@ -183,7 +184,7 @@ class Run:
     # --------------------------------------------------------------------------------------------- work
 
     def _plan(self) -> tuple[Planned, list[Path]]:
-        from edgeprune.pruning.aim import Timing, aim
+        from edgeprune.pruning.aim import aim
         from edgeprune.pruning.plan import allocate, layer_changes, make_plan
 
         goal, graph, multiple = self.config.prune.goal(), self.graph, self._multiple

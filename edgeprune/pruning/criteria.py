@@ -58,7 +58,8 @@ def taylor(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, see
     done = 0
     for images, labels in train.batches(128):
         module.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(network(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
+        loss = nn.functional.cross_entropy(network(torch.from_numpy(images)), torch.from_numpy(labels))
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in graph.groups:
             sums[group.name] += _gradient_sum(module, group).square()
         done += len(labels)
@@ -82,7 +83,8 @@ def _weights(module: nn.Module, group: Group, measure: Callable[[torch.Tensor], 
     with torch.no_grad():
         for member in group.members:
             if member.kind in _WEIGHT_KINDS:
-                total += _per_unit(measure(module.get_submodule(member.name).weight.double()), member)  # type: ignore[operator, union-attr]
+                weight = module.get_parameter(f"{member.name}.weight")
+                total += _per_unit(measure(weight.double()), member)
     return total
 
 

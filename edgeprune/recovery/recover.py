@@ -13,6 +13,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from edgeprune.models import digest
 from edgeprune.records import RecoveryInfo, Unmeasured
 from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from edgeprune.types import ModelBundle, Progress, Split
+
+if TYPE_CHECKING:
+    from edgeprune.types import Ints
 
 _CALIBRATION_IMAGES = 2048
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 0.1, 1000
@@ -184,7 +188,7 @@ def one_cycle(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - 0.2) / 0.8)) + 1e-3
 
 
-def _loss(network: nn.Module, guide: nn.Module, train: Split, ids: np.ndarray, task: Task, epoch: int) -> float:  # type: ignore[type-arg]
+def _loss(network: nn.Module, guide: nn.Module, train: Split, ids: Ints, task: Task, epoch: int) -> float:
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch * 10_007 + int(ids[0]))
     images = _shifted(torch.from_numpy(train.source.read(ids)), generator).to(task.device)
     labels = torch.from_numpy(train.source.labels[ids]).to(task.device)
@@ -213,7 +217,7 @@ def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return padded[batch, channel, pick_rows, pick_columns]
 
 
-def _shuffled(split: Split, seed: int, size: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+def _shuffled(split: Split, seed: int, size: int) -> list[Ints]:
     order = np.random.default_rng(seed).permutation(split.ids)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < size else batches
