@@ -6,27 +6,17 @@ requests besides: a name that looks like markup is shown, never run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from edgeprune.records import Artifact, Report, Unmeasured
 from edgeprune.reporting import figures, numbers, view
-
-_FORMATS: dict[str, Callable[..., str]] = {
-    "ms": numbers.milliseconds,
-    "times": numbers.times,
-    "percent": numbers.percent,
-    "points": numbers.points,
-    "size": numbers.size,
-    "count": numbers.count,
-    "significant": numbers.significant,
-    "short": numbers.short,
-    "threat": view.threat,
-    "place": view.place,
-}
 
 
 def html(report: Report) -> str:
@@ -51,9 +41,9 @@ def html(report: Report) -> str:
     )
 
 
-def tiles(report: Report) -> tuple[tuple[str, str, str], ...]:
-    """The four figures that people ask for first: (name, figure, remark)."""
-    found: dict[str, tuple[str, str, str]] = {}
+def tiles(report: Report) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """The four figures that people ask for first: (name, figure, remarks)."""
+    found: dict[str, tuple[str, str, tuple[str, ...]]] = {}
     names = {
         "Latency, p50": "Speed",
         "Robust accuracy": "Robust accuracy",
@@ -65,11 +55,12 @@ def tiles(report: Report) -> tuple[tuple[str, str, str], ...]:
         if name is None or name in found:
             continue
         if change.missing or change.change is None:
-            found[name] = (name, "unmeasured", change.missing)
+            found[name] = (name, "unmeasured", (change.missing,))
             continue
         before = change.dense.text if change.dense else ""
         after = change.compressed.text if change.compressed else ""
-        found[name] = (name, change.change.text, f"{before} → {after}")
+        remarks = (f"{before} → {after}", change.change.spread)
+        found[name] = (name, change.change.text, tuple(line for line in remarks if line))
     return tuple(found[name] for name in names.values() if name in found)
 
 
@@ -77,8 +68,52 @@ def _files(artifact: Artifact) -> tuple[tuple[str, str, int], ...]:
     return ((artifact.path, artifact.sha256, artifact.size_bytes), *artifact.companions)
 
 
+def moment(iso: str) -> str:
+    """An ISO time as people read it, "20 November 2026, 12:00 UTC"; as it is when it is none."""
+    try:
+        time = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{time.day} {time:%B %Y, %H:%M} {time.tzname() or ''}".rstrip()
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def tight(text: str) -> str:
+    """With unbreakable spaces between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|pt|ms|[kMG]?B\b|[kMG]\b)", "\N{NO-BREAK SPACE}", text)
+
+
+def commands(text: str) -> Markup:
+    """Escaped text in which `commands` and --flags 1 are set as code."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*(?: [0-9.]*[0-9])?)", r"<code>\1</code>", marked))
+
+
 def _unmeasured(value: object) -> bool:
     return isinstance(value, Unmeasured)
+
+
+_FORMATS: dict[str, Callable[..., str]] = {
+    "ms": numbers.milliseconds,
+    "times": numbers.times,
+    "percent": numbers.percent,
+    "points": numbers.points,
+    "size": numbers.size,
+    "count": numbers.count,
+    "significant": numbers.significant,
+    "short": numbers.short,
+    "moment": moment,
+    "sentence": sentence,
+    "commands": commands,
+    "tight": tight,
+    "goal": view.goal,
+    "threat": view.threat,
+    "place": view.place,
+}
 
 
 @cache
@@ -92,9 +127,8 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(_FORMATS)
-    environment.filters["span_ms"] = lambda interval: numbers.span(interval, numbers.milliseconds)
+    environment.filters["span_bare_ms"] = lambda interval: numbers.span(interval, numbers.milliseconds, unit=False)
     environment.filters["span_times"] = lambda interval: numbers.span(interval, numbers.times)
-    environment.filters["span_percent"] = lambda interval: numbers.span(interval, numbers.percent)
     environment.filters["macs_change"] = lambda layer: numbers.change(layer.dense_macs, layer.macs)
     environment.tests["unmeasured"] = _unmeasured
     return environment

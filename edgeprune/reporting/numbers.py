@@ -68,11 +68,11 @@ def change(before: float, after: float) -> str:
     return signed(percent(after / before - 1)) if before else "–"
 
 
-def span(interval: Interval, show: Callable[[float], str]) -> str:
-    """An interval, its unit once: "1.20–1.26 ms"; negative ends are parted by "to"."""
+def span(interval: Interval, show: Callable[[float], str], *, unit: bool = True) -> str:
+    """An interval, its unit once or not at all: "1.20–1.26 ms", "1.20–1.26"; negative ends are parted by "to"."""
     low, high = show(interval.low), show(interval.high)
-    unit = high[len(high.rstrip(_UNIT_LETTERS)) :]
-    low = low.removesuffix(unit)
+    end = high[len(high.rstrip(_UNIT_LETTERS)) :]
+    low, high = low.removesuffix(end), high if unit else high.removesuffix(end)
     return f"{low} to {high}" if "−" in low + high else f"{low}–{high}"
 
 

@@ -22,7 +22,7 @@ def print_summary(report: Report, console: Console) -> None:
         table.add_column(side, justify="right")
     for row in changes(report):
         _add(table, row)
-    console.print(Text.assemble((report.model.name, "bold"), f" for {report.target.name}"))
+    console.print(Text.assemble((plain(report.model.name), "bold"), f" for {plain(report.target.name)}"))
     console.print(table)
     for line in report.warnings:
         _print_hanging("note: ", line, console)
@@ -39,10 +39,12 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     for row in rows:
         found = (row.bound, row.distance) if row.bound else (row.reason,)
         why = row.reason if row.bound and row.status == "inconclusive" else ""
-        name = Text.assemble(row.metric, (f"\n{row.subject}", "dim"))
-        judgement = Text.assemble("\n".join(part for part in found if part), (f"\n{why}" if why else "", "dim"))
-        table.add_row(Text(row.word, _STYLES[row.status]), name, row.limit, judgement)
-    console.print(Text.assemble((head.title, _TITLE_STYLES[head.status]), f": {sentence}"))
+        budget = Text.assemble(row.metric, (f"\n{plain(row.subject)}", "dim"))
+        judgement = Text.assemble(
+            "\n".join(plain(part) for part in found if part), (f"\n{plain(why)}" if why else "", "dim")
+        )
+        table.add_row(Text(row.word, _STYLES[row.status]), budget, row.limit, judgement)
+    console.print(Text.assemble((head.title, _TITLE_STYLES[head.status]), f": {plain(sentence)}"))
     if rows:
         console.print(f"sha256 {n.short(verdict.artifact_sha256)}", style="dim", highlight=False)
         console.print(table)
@@ -50,17 +52,22 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         _print_hanging("→ ", remedy, console)
 
 
+def plain(text: str) -> str:
+    """Without characters that command a terminal: a name from a file cannot move the cursor or change a colour."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def _print_hanging(mark: str, line: str, console: Console) -> None:
     """A line whose continuation stands under its own beginning."""
     grid = Table.grid()
-    grid.add_row(Text(mark, "bold"), Text(line))
+    grid.add_row(Text(mark, "bold"), Text(plain(line)))
     console.print(grid)
 
 
 def _add(table: Table, row: Change) -> None:
-    label = Text.assemble(row.label, ("\n" + row.detail if row.detail else "", "dim"))
+    label = Text.assemble(row.label, ("\n" + plain(row.detail) if row.detail else "", "dim"))
     if row.missing:
-        table.add_row(label, "unmeasured", "unmeasured", Text(row.missing, "dim"))
+        table.add_row(label, "unmeasured", "unmeasured", Text(plain(row.missing), "dim"))
         return
     table.add_row(label, *(_figure(figure) for figure in (row.dense, row.compressed, row.change)))
 

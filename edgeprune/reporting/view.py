@@ -16,6 +16,7 @@ from edgeprune.records import (
     LatencyComparison,
     PairedDrop,
     Proportion,
+    PrunePlan,
     Report,
     RobustnessComparison,
     ThreatModel,
@@ -146,9 +147,21 @@ def threat(model: ThreatModel) -> str:
     return f"{model.attack}, {model.norm} {model.epsilon}, {model.steps} steps, {restarts}"
 
 
+def goal(plan: PrunePlan) -> str:
+    """What pruning aimed at, in words."""
+    value = plan.goal_value
+    words = {
+        "ratio": f"{n.percent(value)} of every group's channels removed",
+        "macs_ratio": f"{n.percent(value)} of the MACs kept",
+        "speedup": f"{value:g} times as fast, measured",
+        "latency_ms": f"a p50 of {value:g} ms, measured",
+    }
+    return words.get(plan.goal, f"{plan.goal} {value:g}")
+
+
 def proportion(value: Proportion) -> Figure:
     """A share with its interval."""
-    return Figure(n.percent(value.value), n.span(value.interval, n.percent))
+    return Figure(n.percent(value.value), n.span(value.interval, n.percent, unit=False))
 
 
 def place(item: LatencyComparison) -> str:
@@ -219,10 +232,9 @@ def speedup(item: LatencyComparison) -> Figure:
     if item.speedup is None:
         return Figure("unmeasured", "one file alone was timed")
     ratio = n.times(item.speedup.value)
-    interval = n.span(item.speedup.interval, n.times)
     if item.verdict in ("faster", "slower"):
-        return Figure(f"{ratio} as fast", interval)
-    return Figure(item.verdict, f"{ratio}, {interval}")
+        return Figure(f"{ratio} as fast", n.span(item.speedup.interval, n.times, unit=False))
+    return Figure(item.verdict, f"{ratio}, {n.span(item.speedup.interval, n.times, unit=False)}")
 
 
 def _accuracy(measured: tuple[AccuracyComparison, ...] | Unmeasured) -> tuple[Change, ...]:
@@ -286,7 +298,7 @@ def _counted(label: str, detail: str, before: int, after: int) -> Change:
 
 
 def _interval(value: float, interval: Interval, show: Callable[[float], str]) -> Figure:
-    return Figure(show(value), n.span(interval, show))
+    return Figure(show(value), n.span(interval, show, unit=False))
 
 
 def _flips(label: str, detail: str, dense: Proportion, drop: PairedDrop) -> Flips:
