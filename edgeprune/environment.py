@@ -162,7 +162,7 @@ def _about_cores(report: DoctorReport) -> Iterator[Advice]:
         yield Advice(what=f"{report.threads} threads on {cores} usable cores", remedy=f"use --threads {cores} or fewer")
     if report.cpu_quota is not None and report.cpu_quota < report.threads:
         yield Advice(
-            what=f"this container may use the time of {report.cpu_quota:g} cores, and {report.threads} threads want more",
+            what=f"this container may use the time of {report.cpu_quota:g} cores for {report.threads} threads",
             remedy="raise the container's limit, or use fewer threads",
         )
     if report.governor not in (None, "performance"):

@@ -23,7 +23,7 @@ from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest, Qu
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Progress
 
-QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 2, 10, 30.0
+QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 6, 25.0
 
 
 def latency_file(path: Path, companions: tuple[Path, ...] = ()) -> LatencyFile:

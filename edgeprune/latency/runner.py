@@ -62,15 +62,18 @@ class _Opened:
     cold_start_ms: float
 
 
-def work(job: Job) -> tuple[BlockSamples, ...]:
-    """Pin, check, open, warm up and time; the blocks in the order in which they ran."""
+def work(job: Job, parent: int) -> tuple[BlockSamples, ...]:
+    """Pin, check, open, warm up and time; the blocks in the order in which they ran.
+
+    Stops with a MeasurementError once `parent` is no longer this process's parent.
+    """
     request = job.request
     if job.cores:
         os.sched_setaffinity(0, job.cores)
     files = _files(request)
     for file in {file.path: file for file in files.values()}.values():
         _check(file)
-    batches = _batches(np.load(request.images, allow_pickle=False), request.batch_size)
+    batches = _batches(_load(Path(request.images)), request.batch_size)
     clock = timing.system_clock(request.threads)
     opened = _open(request, files, batches, clock, job.process)
     gc.collect()
@@ -80,7 +83,6 @@ def work(job: Job) -> tuple[BlockSamples, ...]:
     counts = {label: timing.iterations_for(request.block_ms, warm[label].median_ms) for label in opened}
     counts["control"] = counts["dense"]
     done: list[tuple[int, Label, timing.Block]] = []
-    parent = os.getppid()
     for number, labels in enumerate(timing.draw_order(tuple(opened), request.blocks, request.seed, job.process)):
         if os.getppid() != parent:
             raise MeasurementError("the process that asked for the timing is gone")
@@ -129,6 +131,14 @@ def _check(file: LatencyFile) -> None:
                 where=f"expected sha256 {expected}, found {found}",
                 hint="the file changed after it was exported: export it again",
             )
+
+
+def _load(path: Path) -> Floats:
+    try:
+        images: Floats = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise MeasurementError(f"cannot read the images to time with: {path}: {error}") from error
+    return images
 
 
 def _batches(images: Floats, size: int) -> tuple[Floats, ...]:
@@ -185,10 +195,11 @@ def _own_stdout() -> TextIO:
 
 def main() -> int:
     """Entry of ``python -m edgeprune.latency.runner``."""
+    parent = os.getppid()
     with _own_stdout() as result:
         job = Job.model_validate_json(sys.stdin.read())
         try:
-            outcome = Outcome(blocks=work(job))
+            outcome = Outcome(blocks=work(job, parent))
         except EdgepruneError as error:
             outcome = Outcome(failure=Failure(what=error.what, where=error.where, hint=error.hint))
         result.write(outcome.model_dump_json())

@@ -1,0 +1,525 @@
+"""The latency room: exact answers from a fake clock, known ratios from made-up samples, and real timing processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from edgeprune.config import LatencyConfig
+from edgeprune.errors import DataError, InconclusiveError, MeasurementError, UsageError
+from edgeprune.files import sha256_of
+from edgeprune.latency import timing
+from edgeprune.latency.local import DEVICE, choose_cores
+from edgeprune.latency.measure import latency_file, measure, quick_ratio
+from edgeprune.latency.precision import write_network
+from edgeprune.latency.protocol import compare
+from edgeprune.records import BlockSamples, LatencyComparison, LatencyFile, LatencyRequest, RuntimeInfo
+
+INFO = RuntimeInfo(name="fake", version="1", precision="float32", threads=1)
+DENSE = LatencyFile(path="/dense", sha256="a" * 64)
+PRUNED = LatencyFile(path="/pruned", sha256="b" * 64)
+PAIR = LatencyRequest(runtime="fake", dense=DENSE, compressed=PRUNED, images="/images.npy")
+ALONE = PAIR.model_copy(update={"compressed": None})
+Label = Literal["dense", "control", "compressed"]
+LABELS: tuple[Label, ...] = ("dense", "control", "compressed")
+
+
+# ------------------------------------------------------------------------------------------ a fake clock
+
+
+class FakeClock:
+    """Time that moves only when told; `costs_ms` are the durations of the runs, in turn."""
+
+    def __init__(self, costs_ms: Sequence[float]) -> None:
+        self.costs_ms, self.wall, self.cpu, self.switches, self.runs = costs_ms, 0, 0, 0, 0
+
+    def run(self, index: int) -> None:
+        cost = round(self.costs_ms[min(self.runs, len(self.costs_ms) - 1)] * 1e6)
+        self.wall, self.cpu, self.runs = self.wall + cost, self.cpu + cost, self.runs + 1
+
+    def clock(self, *, one_thread: bool = True) -> timing.Clock:
+        return timing.Clock(lambda: self.wall, lambda: self.cpu, lambda: self.switches, one_thread)
+
+
+def test_block_gives_the_exact_times_without_the_run_that_refills_the_caches() -> None:
+    fake = FakeClock([9.0, 2.0, 3.0, 2.5])
+    block = timing.time_block(fake.run, 3, fake.clock())
+    assert block.samples_ms == (2.0, 3.0, 2.5)
+    assert block.preempted == (False, False, False)
+
+
+def test_context_switch_marks_just_that_iteration() -> None:
+    fake = FakeClock([1.0])
+
+    def run(index: int) -> None:
+        fake.run(index)
+        fake.switches += index == 1
+
+    # the untimed run has index 0, so only the second timed one switches
+    assert timing.time_block(run, 3, fake.clock()).preempted == (False, True, False)
+
+
+@pytest.mark.parametrize(("one_thread", "expected"), [(True, (True,)), (False, (False,))])
+def test_thread_time_far_below_wall_time_means_preempted_only_when_one_thread_works(
+    one_thread: bool, expected: tuple[bool, ...]
+) -> None:
+    fake = FakeClock([1.0])
+
+    def run(index: int) -> None:
+        fake.run(index)
+        fake.wall += 500_000  # half a millisecond that the thread did not run
+
+    assert timing.time_block(run, 1, fake.clock(one_thread=one_thread)).preempted == expected
+
+
+def test_warm_up_ends_when_two_windows_agree() -> None:
+    fake = FakeClock([*(40.0 - 3 * i for i in range(10)), *([10.0] * 50)])
+    warm = timing.warm_up(fake.run, fake.clock())
+    assert warm.settled
+    assert warm.median_ms == 10.0
+    assert warm.iterations < 30
+
+
+def test_warm_up_that_never_settles_stops_at_the_cap_and_says_so() -> None:
+    fake = FakeClock([1.2**i for i in range(60)])
+    warm = timing.warm_up(fake.run, fake.clock())
+    assert not warm.settled
+    assert fake.wall / 1e6 < 2 * timing.WARM_UP_CAP_MS
+
+
+def test_every_round_holds_every_label_once_and_the_seed_decides_the_order() -> None:
+    order = timing.draw_order(LABELS, 40, seed=3, process=1)
+    assert all(sorted(labels) == sorted(LABELS) for labels in order)
+    assert len(set(order)) == 6
+    assert order == timing.draw_order(LABELS, 40, seed=3, process=1)
+    assert order != timing.draw_order(LABELS, 40, seed=3, process=2)
+
+
+def test_blocks_are_counted_out_not_cut_off() -> None:
+    assert timing.iterations_for(50.0, 0.5) == 100
+    assert timing.iterations_for(50.0, 400.0) == 1
+
+
+# --------------------------------------------------------------------------------------- made-up samples
+
+
+def block(label: Label, process: int, number: int, samples: Sequence[float], lost: Sequence[bool] = ()) -> BlockSamples:
+    return BlockSamples(
+        process=process,
+        round=number,
+        position=3 * number + LABELS.index(label),
+        label=label,
+        samples_ms=tuple(samples),
+        preempted=tuple(lost) or (False,) * len(samples),
+        runtime=INFO,
+        cores=(1,),
+        peak_rss_bytes=1000 + process,
+        cold_start_ms=5.0 + process,
+    )
+
+
+def exact(dense: float, compressed: float, *, processes: int = 5, rounds: int = 4) -> list[BlockSamples]:
+    times: dict[Label, float] = {"dense": dense, "control": dense, "compressed": compressed}
+    return [
+        block(label, process, number, [times[label]] * 5)
+        for process in range(processes)
+        for number in range(rounds)
+        for label in LABELS
+    ]
+
+
+def noisy(
+    rng: np.random.Generator, *, ratio: float = 1.0, process_noise: float = 0.01, drift: float = 0.0
+) -> list[BlockSamples]:
+    """Five processes whose placement, blocks, iterations and clock all vary; dense over compressed is `ratio`."""
+    blocks = []
+    for process in range(5):
+        placement = {label: rng.normal(0, process_noise) for label in LABELS}
+        for number in range(12):
+            for position, label in enumerate(rng.permutation(np.array(LABELS))):
+                age = (number + position / 3) / 12
+                centre = np.exp(placement[label] + rng.normal(0, 0.02) + drift * age)
+                centre /= ratio if label == "compressed" else 1.0
+                blocks.append(block(label, process, number, centre * np.exp(np.abs(rng.normal(0, 0.03, 8)))))
+    return blocks
+
+
+def test_exact_times_give_exact_figures() -> None:
+    result = compare(exact(2.0, 0.5), PAIR, "cpu")
+    assert result.verdict == "faster"
+    assert result.speedup is not None
+    assert result.compressed is not None
+    assert result.speedup.value == pytest.approx(4.0)
+    assert (result.control.value, result.control.interval.low, result.control.interval.high) == (1.0, 1.0, 1.0)
+    assert (result.dense.p50_ms, result.compressed.p50_ms, result.compressed.min_ms) == (2.0, 0.5, 0.5)
+    assert result.dense.throughput_per_s == pytest.approx(500.0)
+    assert (result.dense.samples, result.dense.preempted) == (100, 0)
+    assert result.dense.cold_start_ms == 7.0
+    assert (result.peak_rss_bytes, result.cores, result.processes) == (1004, (1,), 5)
+    assert (result.dense.sha256, result.compressed.sha256) == (DENSE.sha256, PRUNED.sha256)
+
+
+def test_slower_is_called_slower_and_equal_is_called_equal() -> None:
+    assert compare(exact(1.0, 1.5), PAIR, "cpu").verdict == "slower"
+    assert compare(exact(1.0, 1.0), PAIR, "cpu").verdict == "no significant difference"
+
+
+def test_one_file_alone_has_a_control_and_no_speedup() -> None:
+    blocks = [one for one in exact(1.0, 1.0) if one.label != "compressed"]
+    result = compare(blocks, ALONE, "cpu")
+    assert (result.verdict, result.speedup, result.compressed) == ("alone", None, None)
+
+
+@pytest.mark.parametrize(("count", "p90", "p99"), [(63, False, False), (64, True, False), (662, True, True)])
+def test_tail_quantiles_are_refused_without_enough_samples(count: int, p90: bool, p99: bool) -> None:
+    half = count // 2
+    blocks = [block(label, 0, n, [1.0] * size) for label in LABELS for n, size in enumerate((half, count - half))]
+    stats = compare(blocks, PAIR, "cpu").dense
+    assert (stats.samples, stats.p90_ms is not None, stats.p99_ms is not None) == (count, p90, p99)
+
+
+def test_preempted_samples_are_counted_and_left_out() -> None:
+    blocks = [
+        block(label, process, number, [1.0, 1.0, 50.0], [False, False, True])
+        for process in range(2)
+        for number in range(3)
+        for label in LABELS
+    ]
+    stats = compare(blocks, PAIR, "cpu").dense
+    assert (stats.p50_ms, stats.samples, stats.preempted) == (1.0, 12, 6)
+
+
+def test_too_many_preempted_samples_are_inconclusive() -> None:
+    blocks = [
+        block(label, process, number, [1.0, 9.0, 9.0], [False, True, True])
+        for process in range(2)
+        for number in range(3)
+        for label in LABELS
+    ]
+    result = compare(blocks, PAIR, "cpu")
+    assert result.verdict == "inconclusive"
+    assert any("67% of the dense iterations" in note for note in result.notes)
+
+
+def test_no_clean_sample_at_all_is_an_inconclusive_error() -> None:
+    blocks = [block(label, 0, number, [1.0], [True]) for number in range(4) for label in LABELS]
+    with pytest.raises(InconclusiveError, match="lost the processor"):
+        compare(blocks, PAIR, "cpu")
+
+
+def test_missing_blocks_are_an_error() -> None:
+    with pytest.raises(MeasurementError, match="compressed"):
+        compare([one for one in exact(1.0, 1.0) if one.label != "compressed"], PAIR, "cpu")
+
+
+def test_single_round_supports_no_interval() -> None:
+    with pytest.raises(InconclusiveError, match="one undisturbed round"):
+        compare(exact(1.0, 0.5, processes=1, rounds=1), PAIR, "cpu")
+
+
+def test_control_that_misses_one_makes_even_a_large_speedup_inconclusive() -> None:
+    blocks = [
+        one.model_copy(update={"samples_ms": tuple(ms * 1.05 for ms in one.samples_ms)})
+        if one.label == "control"
+        else one
+        for one in exact(1.0, 0.25)
+    ]
+    result = compare(blocks, PAIR, "cpu")
+    assert result.verdict == "inconclusive"
+    assert "misses 1" in result.notes[0]
+
+
+def test_control_wider_than_the_limit_is_inconclusive_and_names_the_flag() -> None:
+    samples = noisy(np.random.default_rng(0), ratio=2.0)
+    assert compare(samples, PAIR, "cpu").verdict == "faster"
+    strict = compare(samples, PAIR, "cpu", control_limit=0.001)
+    assert strict.verdict == "inconclusive"
+    assert "--timing-processes" in strict.notes[0]
+
+
+def test_difference_counts_only_beyond_the_control() -> None:
+    """Compressed 0.5 % faster, with a control that is off by 0.8 %: the method's own error is larger."""
+    times: dict[Label, float] = {"dense": 1.0, "control": 1 / 1.008, "compressed": 1 / 1.005}
+    blocks = [block(label, p, n, [times[label]] * 5) for p in range(5) for n in range(4) for label in LABELS]
+    assert compare(blocks, PAIR, "cpu").verdict == "no significant difference"
+
+
+def test_dense_against_dense_never_says_faster_or_slower() -> None:
+    verdicts = [compare(noisy(np.random.default_rng(seed)), PAIR, "cpu").verdict for seed in range(60)]
+    assert set(verdicts) <= {"no significant difference", "inconclusive"}
+    assert verdicts.count("no significant difference") > 40
+
+
+def test_interval_covers_the_known_ratio_through_drift() -> None:
+    """Times grow by 65 % while a process runs; neighbours in a round see the same clock."""
+    results = [compare(noisy(np.random.default_rng(seed), ratio=1.5, drift=0.5), PAIR, "cpu") for seed in range(60)]
+    ratios = [result.speedup for result in results if result.speedup]
+    covered = sum(ratio.interval.low <= 1.5 <= ratio.interval.high for ratio in ratios)
+    assert covered >= 55
+    assert np.mean([ratio.value for ratio in ratios]) == pytest.approx(1.5, rel=0.005)
+    assert np.median([ratio.interval.high - ratio.interval.low for ratio in ratios]) < 0.1
+
+
+def test_differences_between_processes_widen_the_interval() -> None:
+    def width(process_noise: float) -> float:
+        result = compare(noisy(np.random.default_rng(1), process_noise=process_noise), PAIR, "cpu")
+        return result.control.interval.high - result.control.interval.low
+
+    assert width(0.05) > 3 * width(0.0)
+
+
+def test_same_samples_and_seed_give_the_same_figures() -> None:
+    samples = noisy(np.random.default_rng(5))
+    assert compare(samples, PAIR, "cpu") == compare(samples, PAIR, "cpu")
+
+
+def test_unsettled_warm_up_is_noted() -> None:
+    blocks = [one.model_copy(update={"settled": one.process != 2}) for one in exact(1.0, 0.5)]
+    assert any("had not settled" in note for note in compare(blocks, PAIR, "cpu").notes)
+
+
+# ---------------------------------------------------------------------------------- real timing processes
+
+PLUGIN = '''
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from edgeprune.records import RuntimeInfo
+
+class Spinner:
+    """Runs for as many microseconds as the file says; "crash" aborts."""
+    def __init__(self, path, threads):
+        self.info = RuntimeInfo(name="spin", version="1", precision="float32", threads=threads)
+        self.seconds = 1e-6 * float(path.read_text())
+        print("chatter on stdout")
+        seen = f"{os.getpid()} {sorted(os.sched_getaffinity(0))} {'torch' in sys.modules}"
+        Path(os.environ["SPIN_LOG"]).write_text(seen)
+
+    def logits(self, images):
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        return np.zeros((len(images), 10), dtype=np.float32)
+
+class Spin:
+    name, format, suffix = "spin", "spin", ".txt"
+    def version(self):
+        return "1"
+    def convert(self, onnx, destination):
+        raise NotImplementedError
+    def open(self, path, *, threads):
+        if path.read_text() == "crash":
+            sys.stderr.write("the kernel is out of cheese\\n")
+            sys.stderr.flush()
+            os._exit(7)
+        return Spinner(path, threads)
+
+RUNTIME = Spin()
+'''
+
+
+@pytest.fixture
+def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a third party's runtime that is installed beside edgeprune, here and in child processes."""
+    (tmp_path / "spin_runtime.py").write_text(PLUGIN)
+    info = tmp_path / "spin_runtime-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: spin-runtime\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[edgeprune.runtimes]\nspin = spin_runtime:RUNTIME\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("SPIN_LOG", str(tmp_path / "log"))
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+IMAGES = np.random.default_rng(0).random((7, 32, 8, 8), dtype=np.float32)
+SHORT = LatencyConfig(processes=2, blocks=4, block_ms=10, batch_size=3)
+
+
+def timed(folder: Path, dense: str, compressed: str, settings: LatencyConfig = SHORT) -> LatencyComparison:
+    files = []
+    for name, text in (("dense.txt", dense), ("compressed.txt", compressed)):
+        (folder / name).write_text(text)
+        files.append(latency_file(folder / name))
+    return measure(files[0], files[1], "spin", IMAGES, settings, target="cpu", seed=0, progress=lambda *_: None)
+
+
+def test_real_processes_find_a_known_ratio(spin: Path) -> None:
+    result = timed(spin, "1500", "500")
+    assert result.speedup is not None
+    assert result.speedup.value == pytest.approx(3.0, rel=0.1)
+    assert result.dense.p50_ms == pytest.approx(1.5, rel=0.1)
+    assert result.kind == "measured-local"
+    assert (result.batch_size, result.processes, result.runtime.name) == (3, 2, "spin")
+
+
+def test_timing_process_is_fresh_and_pinned_and_holds_no_torch(spin: Path) -> None:
+    result = timed(spin, "500", "500", SHORT.model_copy(update={"processes": 1}))
+    pid, _, rest = (spin / "log").read_text().partition(" ")
+    assert int(pid) != os.getpid()
+    assert rest == f"{list(result.cores)} False"
+    assert len(result.cores) == 1
+    assert 1e7 < result.peak_rss_bytes < 4e8
+
+
+def test_file_that_changed_is_refused(spin: Path) -> None:
+    (spin / "dense.txt").write_text("500")
+    file = latency_file(spin / "dense.txt")
+    (spin / "dense.txt").write_text("501")
+    with pytest.raises(MeasurementError, match="not the file that was to be timed") as error:
+        measure(file, None, "spin", IMAGES, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+    assert file.sha256 in error.value.where
+
+
+def test_companion_that_changed_is_refused(spin: Path) -> None:
+    (spin / "dense.txt").write_text("500")
+    (spin / "weights.bin").write_text("a")
+    file = latency_file(spin / "dense.txt", (spin / "weights.bin",))
+    (spin / "weights.bin").write_text("b")
+    with pytest.raises(MeasurementError, match=r"weights\.bin is not the file"):
+        measure(file, None, "spin", IMAGES, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+
+
+def test_dead_timing_process_is_an_error_with_its_last_words(spin: Path) -> None:
+    with pytest.raises(MeasurementError, match="ended with exit code 7") as error:
+        timed(spin, "500", "crash")
+    assert "the kernel is out of cheese" in error.value.where
+
+
+CALLER = """
+import sys
+from pathlib import Path
+from edgeprune.latency.local import DEVICE
+from edgeprune.records import LatencyRequest
+DEVICE.measure(LatencyRequest.model_validate_json(sys.argv[1]), progress=lambda *_: None)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_no_timing_process_outlives_its_caller(spin: Path, sent: signal.Signals) -> None:
+    (spin / "dense.txt").write_text("500")
+    np.save(spin / "images.npy", IMAGES)
+    request = LatencyRequest(
+        runtime="spin",
+        dense=latency_file(spin / "dense.txt"),
+        compressed=None,
+        images=str(spin / "images.npy"),
+        blocks=4000,
+    )
+    with subprocess.Popen([sys.executable, "-c", CALLER, request.model_dump_json()], stderr=subprocess.PIPE) as caller:
+        try:
+            log = spin / "log"
+            _wait_for(lambda: log.exists() and log.read_text() != "")
+            worker = int(log.read_text().split()[0])
+            caller.send_signal(sent)
+            caller.wait(timeout=20)
+            _wait_for(lambda: not _runs(worker))
+        finally:
+            caller.kill()
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process exists and is no zombie that nobody has collected yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_real_onnx_file_is_timed_in_onnx_runtime(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    write_network(path)
+    seen: list[float] = []
+    result = measure(
+        latency_file(path),
+        None,
+        "onnxruntime",
+        IMAGES,
+        SHORT,
+        target="cpu",
+        seed=0,
+        progress=lambda _, x: seen.append(x),
+    )
+    assert result.verdict in ("alone", "inconclusive")
+    assert result.dense.sha256 == sha256_of(path)
+    assert 0 < result.dense.min_ms <= result.dense.p50_ms < 50
+    assert result.dense.cold_start_ms > 0
+    assert result.runtime.name == "onnxruntime"
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert LatencyComparison.model_validate_json(result.to_json()) == result
+
+
+def test_quick_ratio_steers_by_the_same_protocol(spin: Path) -> None:
+    for name, text in (("dense.txt", "600"), ("compressed.txt", "300")):
+        (spin / name).write_text(text)
+    files = latency_file(spin / "dense.txt"), latency_file(spin / "compressed.txt")
+    ratio = quick_ratio(*files, "spin", IMAGES, SHORT, 0)
+    assert ratio.value == pytest.approx(2.0, rel=0.1)
+    assert ratio.compressed_p50_ms == pytest.approx(0.3, rel=0.1)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+def test_more_threads_than_cores_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="cannot be timed"):
+        choose_cores(10_000)
+
+
+def test_cores_are_distinct_and_usable() -> None:
+    allowed = os.sched_getaffinity(0)
+    cores = choose_cores(len(allowed))
+    assert set(cores) == allowed
+    assert len(cores) == len(allowed)
+
+
+def test_unknown_runtime_is_a_usage_error_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="did you mean onnxruntime"):
+        measure(DENSE, None, "onnxruntme", IMAGES, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+
+
+@pytest.mark.parametrize("images", [IMAGES[:0], IMAGES[0], IMAGES.astype(np.float64)])
+def test_images_of_the_wrong_form_are_a_data_error(images: np.ndarray) -> None:
+    with pytest.raises(DataError, match="float32"):
+        measure(DENSE, None, "onnxruntime", images, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+
+
+def test_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match=r"nothing\.onnx"):
+        latency_file(tmp_path / "nothing.onnx")
+
+
+def test_missing_image_file_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+    write_network(tmp_path / "network.onnx")
+    file = latency_file(tmp_path / "network.onnx")
+    request = LatencyRequest(runtime="onnxruntime", dense=file, compressed=None, images=str(tmp_path / "none.npy"))
+    with pytest.raises(MeasurementError, match=r"none\.npy"):
+        DEVICE.measure(request, progress=lambda *_: None)
+
+
+def test_timing_process_needs_no_torch_for_the_shipped_runtimes() -> None:
+    code = (
+        "import sys, edgeprune.latency.runner\nfrom edgeprune import protocols\n"
+        "[protocols.find('runtime', n) for n in ('onnxruntime', 'openvino')]\n"
+        "print(sorted({'torch', 'onnx', 'scipy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
