@@ -116,7 +116,7 @@ def _drop(case: Case, drop: PairedDrop, subject: str, limit: float) -> Finding:
     basis = f"{drop.total:,} paired images: {drop.dense_only:,} lost, {drop.compressed_only:,} won"
     bound = _upper(drop, case.confidence)
     finding = Finding(subject, drop.value, bound, case.confidence, basis=basis, images=drop.total)
-    if least_bound(drop.total, case.confidence) > limit >= drop.value:
+    if bound > limit >= drop.value and least_bound(drop.total, case.confidence) > limit:
         return replace(finding, doubt=too_few(drop.total, limit, case.confidence), cause="images")
     return finding
 

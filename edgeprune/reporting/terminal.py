@@ -17,9 +17,9 @@ _TITLE_STYLES = {"passed": "bold green", "failed": "bold red", "inconclusive": "
 def print_summary(report: Report, console: Console) -> None:
     """Dense against compressed, a line a number; then the warnings. The verdict is `print_verdict`'s."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for side in ("dense", "compressed", "change"):
-        table.add_column(side, justify="right")
+        table.add_column(side, justify="right", overflow="fold")
     for row in changes(report):
         _add(table, row)
     console.print(Text.assemble((plain(report.model.name), "bold"), f" for {plain(report.target.name)}"))
@@ -34,7 +34,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     sentence = verdict.reason if verdict.status == "no budgets" else head.sentence
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for name in ("status", "budget", "limit", "judged"):
-        table.add_column(name, no_wrap=name in ("status", "limit"))
+        table.add_column(name, no_wrap=name in ("status", "limit"), overflow="fold")
     rows = judged(verdict)
     for row in rows:
         found = (row.bound, row.distance) if row.bound else (row.reason,)
