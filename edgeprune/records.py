@@ -233,8 +233,9 @@ class BlockSamples(Record):
 class LatencyStats(Record):
     """Quantiles of one file's samples, preempted ones left out. A quantile without enough samples is None.
 
-    `samples` were counted, `preempted` left out. `cold_start_ms` (load and first inference) is the median of
-    the processes. `throughput_per_s` is in images, one inference after the other.
+    `samples` counts what the figures rest on, `preempted` the iterations that lost the processor; where more than
+    half did, the figures hold them, too, and the comparison is inconclusive. `cold_start_ms` (load and first
+    inference) is the median of the processes. `throughput_per_s` is in images, one inference after the other.
     """
 
     sha256: Sha256

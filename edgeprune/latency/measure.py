@@ -49,7 +49,8 @@ def measure(
 
     images: float32 (M, C, H, W) pixels, M >= 1; batches are drawn from them. Errors: DataError (images),
     UsageError (unknown runtime, more threads than cores), MeasurementError (a process died, a file changed),
-    InconclusiveError (no iteration kept the processor).
+    InconclusiveError (fewer than two undisturbed rounds). A machine that is merely too noisy gives a comparison
+    whose verdict is inconclusive.
     """
     protocols.find("runtime", runtime)
     device: protocols.Device = protocols.find("device", "local")

@@ -51,18 +51,25 @@ CONTROL_LIMIT = 0.1
 CONTROL_SLACK = 0.01
 """A control that misses 1 by less than this is not held against the run: a difference must clear it anyway."""
 PREEMPTED_LIMIT = 0.5
-"""Share of preempted iterations beyond which the rest is no fair sample of the file's times."""
+"""Share of preempted iterations of a file beyond which the others are no fair sample of its times. All of them
+count then, so that there is a figure to look at, and the verdict is inconclusive."""
 LEAST_FOR_P90, LEAST_FOR_P99 = 64, 662
 """Queries that MLPerf LoadGen's early-stopping estimate asks for before it names these percentiles."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """Samples sorted by what they are needed for: `blocks[label][process][round]` is the median of the clean ones."""
+    """Samples sorted by what they are needed for.
+
+    `blocks[label][process][round]` is the median of a block's counted samples; `lost[label]` the share of preempted
+    ones; `hopeless` says that they count, too, for there is too little else.
+    """
 
     request: LatencyRequest
     samples: Mapping[Label, tuple[BlockSamples, ...]]
     blocks: Mapping[Label, Mapping[int, Mapping[int, float]]]
+    lost: Mapping[Label, float]
+    hopeless: bool
 
 
 def compare(
@@ -75,8 +82,7 @@ def compare(
 ) -> LatencyComparison:
     """Judge the blocks that a device ran for `request`.
 
-    Errors: MeasurementError (blocks of a label are missing), InconclusiveError (a file has no iteration that kept
-    the processor, so there is no figure at all).
+    Errors: MeasurementError (blocks of a label are missing), InconclusiveError (fewer than two undisturbed rounds).
     """
     run = _sorted(samples, request)
     control = _ratio(run, "dense", "control")
@@ -103,27 +109,25 @@ def compare(
 
 def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest) -> _Run:
     labels: tuple[Label, ...] = ("dense", "control", "compressed") if request.compressed else ("dense", "control")
-    of: dict[Label, tuple[BlockSamples, ...]] = {}
-    medians: dict[Label, dict[int, dict[int, float]]] = {}
+    of = {label: tuple(block for block in samples if block.label == label) for label in labels}
     for label in labels:
-        of[label] = tuple(block for block in samples if block.label == label)
         if not of[label]:
             raise MeasurementError(f"the device returned no block of {label}", hint="this is a fault of the device")
-        medians[label] = {}
-        for block in of[label]:
-            clean = _clean(block)
-            if clean:
-                medians[label].setdefault(block.process, {})[block.round] = median(clean)
-        if not medians[label]:
-            raise InconclusiveError(
-                f"every timed iteration of the {label} file lost the processor",
-                hint="stop other work on this machine, or time on fewer threads",
-            )
-    return _Run(request, of, medians)
+    lost = {
+        label: sum(sum(block.preempted) for block in blocks) / sum(len(block.preempted) for block in blocks)
+        for label, blocks in of.items()
+    }
+    hopeless = max(lost.values()) > PREEMPTED_LIMIT
+    medians: dict[Label, dict[int, dict[int, float]]] = {label: {} for label in labels}
+    for block in samples:
+        counted = _counted(block, hopeless)
+        if counted and block.label in medians:
+            medians[block.label].setdefault(block.process, {})[block.round] = median(counted)
+    return _Run(request, of, medians, lost, hopeless)
 
 
-def _clean(block: BlockSamples) -> list[float]:
-    return [ms for ms, lost in zip(block.samples_ms, block.preempted, strict=True) if not lost]
+def _counted(block: BlockSamples, hopeless: bool) -> list[float]:
+    return [ms for ms, lost in zip(block.samples_ms, block.preempted, strict=True) if hopeless or not lost]
 
 
 def _ratio(run: _Run, over: Label, under: Label) -> Ratio:
@@ -178,20 +182,20 @@ def _arms(deviations: Logs, count: int) -> tuple[float, float]:
 
 def _stats(run: _Run, label: Label, file: LatencyFile) -> LatencyStats:
     blocks = run.samples[label]
-    clean = np.array([ms for block in blocks for ms in _clean(block)])
-    p50 = float(np.median(clean))
+    counted = np.array([ms for block in blocks for ms in _counted(block, run.hopeless)])
+    p50 = float(np.median(counted))
     low, high = _spread([np.log(list(rounds.values())) for rounds in run.blocks[label].values()], run.request.seed)
     cold = {block.process: block.cold_start_ms for block in blocks}
     return LatencyStats(
         sha256=file.sha256,
         p50_ms=p50,
         p50_interval=Interval(low=p50 * math.exp(low), high=p50 * math.exp(high)),
-        p90_ms=float(np.quantile(clean, 0.9)) if len(clean) >= LEAST_FOR_P90 else None,
-        p99_ms=float(np.quantile(clean, 0.99)) if len(clean) >= LEAST_FOR_P99 else None,
-        min_ms=float(clean.min()),
-        throughput_per_s=run.request.batch_size * 1000 / float(clean.mean()),
+        p90_ms=float(np.quantile(counted, 0.9)) if len(counted) >= LEAST_FOR_P90 else None,
+        p99_ms=float(np.quantile(counted, 0.99)) if len(counted) >= LEAST_FOR_P99 else None,
+        min_ms=float(counted.min()),
+        throughput_per_s=run.request.batch_size * 1000 / float(counted.mean()),
         cold_start_ms=median(cold.values()),
-        samples=len(clean),
+        samples=len(counted),
         preempted=sum(sum(block.preempted) for block in blocks),
     )
 
@@ -225,10 +229,12 @@ def _doubts(run: _Run, control: Ratio, control_limit: float) -> list[str]:
         doubts.append(f"{span}, wider than {control_limit:g}: quieten the machine or raise --timing-processes")
     elif low > 1 + CONTROL_SLACK or high < 1 - CONTROL_SLACK:
         doubts.append(f"{span}, which misses 1: the machine favours one of two equal files; measure again")
-    for label, blocks in run.samples.items():
-        lost = sum(sum(block.preempted) for block in blocks) / sum(len(block.preempted) for block in blocks)
-        if lost > PREEMPTED_LIMIT:
-            doubts.append(f"{lost:.0%} of the {label} iterations lost the processor: stop other work on this machine")
+    if run.hopeless:
+        worst = max(run.lost, key=lambda label: run.lost[label])
+        doubts.append(
+            f"{run.lost[worst]:.0%} of the {worst} iterations lost the processor, so the figures hold them, too: "
+            "stop other work on this machine"
+        )
     return doubts
 
 
