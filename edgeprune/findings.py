@@ -27,6 +27,7 @@ AT_LEAST = frozenset({"speedup"})
 Cause = Literal["", "attack", "images", "noise", "confidence"]
 
 _M = TypeVar("_M")
+_NOTHING = 1e-9
 _SLACK = 1e-6  # an interval's end may miss its own point by rounding, not by more
 
 
@@ -133,7 +134,7 @@ def _upper(drop: PairedDrop, confidence: float) -> float:
 def too_few(total: int, limit: float, confidence: float) -> str:
     """Says that `total` images cannot support the tolerance `limit`, and how many could."""
     needed = least_samples(limit, confidence)
-    enough = "no number of images can show a drop of zero" if needed is None else f"it takes {needed:,}"
+    enough = "no number of images can show a drop of zero" if needed is None else f"it takes at least {needed:,}"
     possible = points(least_bound(total, confidence))
     return f"{total:,} images are too few: a drop of {possible} could go unseen; {enough}"
 
@@ -221,8 +222,8 @@ def least_bound(total: int, confidence: float) -> float:
 
 
 def least_samples(limit: float, confidence: float) -> int | None:
-    """Images that a tolerance needs if not one flips; None when no number of them is enough."""
-    return math.ceil(math.log1p(-confidence) / math.log1p(-limit)) if 0 < limit < 1 else None
+    """Images that a tolerance needs if not one flips; None when no number of them is enough (a limit of nothing)."""
+    return math.ceil(math.log1p(-confidence) / math.log1p(-limit)) if _NOTHING < limit < 1 else None
 
 
 _FINDERS: dict[str, Callable[[Case, float], Iterable[Finding]]] = {

@@ -17,7 +17,7 @@ from typing import Literal
 from edgeprune.config import BudgetConfig
 from edgeprune.errors import ExitCode, UsageError
 from edgeprune.files import sha256_of
-from edgeprune.findings import AT_LEAST, Case, Finding, findings, least_bound, too_few
+from edgeprune.findings import AT_LEAST, Case, Finding, findings, least_bound, least_samples, too_few
 from edgeprune.records import Artifact, GateRow, Report, Verdict
 from edgeprune.remedies import remedy
 from edgeprune.reporting.numbers import points, quantity, short
@@ -92,9 +92,9 @@ def unsupported(budget: BudgetConfig, samples: int, attacked: int | None = None)
         if limit is None or number <= 0 or least_bound(number, budget.confidence) <= limit:
             continue
         line = f"{name} = {points(limit)}: {too_few(number, limit, budget.confidence)}"
-        if 0 < limit < 1:
+        if least_samples(limit, budget.confidence) is not None:
             likely = samples_needed(limit, confidence=budget.confidence)
-            line += f" if no image flips, about {likely:,} if one in twenty does"
+            line += f" even if no image flips, about {likely:,} if one in twenty does"
         lines.append(line)
     return tuple(lines)
 

@@ -12,6 +12,7 @@ from edgeprune.findings import Finding
 from edgeprune.records import GateRow, Report, Unmeasured
 from edgeprune.reporting.numbers import points, size
 
+_LEAST_ROOM = 0.05  # of the bound's distance: below this, hundreds of times the images would be needed
 _MARGIN = 0.03  # aim this much beyond a limit, so that the interval clears it too
 
 
@@ -61,9 +62,10 @@ def _better_drop(row: GateRow, finding: Finding, report: Report) -> str:
     better = f"{_recover(report)}, or {_goal(report, harder=False)}"
     if row.actual > row.limit:
         return better
-    if row.actual == row.limit:
-        return f"{better}; more test images alone will not help, since the measured drop is the limit itself"
-    needed = math.ceil(finding.images * ((row.bound - row.actual) / (row.limit - row.actual)) ** 2)
+    doubt, room = row.bound - row.actual, row.limit - row.actual
+    if room <= _LEAST_ROOM * doubt:
+        return f"{better}; more images alone would not help, the measured drop is as good as at the limit"
+    needed = math.ceil(finding.images * (doubt / room) ** 2)  # a bound's distance shrinks with the root of the images
     within = f"the measured drop ({points(row.actual)}) is within the limit, its bound is not"
     images = f"judge on about {_rounded_up(needed):,} test images"
     if needed <= max((split.samples for split in report.data if split.role == "test"), default=0):
