@@ -7,6 +7,7 @@ requests besides: a name that looks like markup is shown, never run.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache
@@ -35,6 +36,7 @@ def html(report: Report) -> str:
             canvas=(figures.WIDTH, figures.HEIGHT),
             strips=figures.strips(report),
             layers=tuple(zip(report.layers, figures.layer_bars(report), strict=True)),
+            gate_command=_gate_command(report),
             files=tuple((artifact, _files(artifact)) for artifact in report.artifacts),
             names={artifact.sha256: artifact.path for artifact in report.artifacts},
         )
@@ -62,6 +64,11 @@ def tiles(report: Report) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         remarks = (f"{before} → {after}", change.change.spread)
         found[name] = (name, change.change.text, tuple(line for line in remarks if line))
     return tuple(found[name] for name in names.values() if name in found)
+
+
+def _gate_command(report: Report) -> str:
+    shipped = next((item.path for item in report.artifacts if item.side == "compressed"), "model.onnx")
+    return f"edgeprune gate report.json --artifact {shlex.quote(shipped)}"
 
 
 def _files(artifact: Artifact) -> tuple[tuple[str, str, int], ...]:

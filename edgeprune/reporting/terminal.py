@@ -31,7 +31,6 @@ def print_summary(report: Report, console: Console) -> None:
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """A line a gate row, failures first: status, budget, limit, what was judged, the distance, the remedy."""
     head = headline(verdict)
-    sentence = verdict.reason if verdict.status == "no budgets" else head.sentence
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for name in ("status", "budget", "limit", "judged"):
         table.add_column(name, no_wrap=name in ("status", "limit"), overflow="fold")
@@ -44,7 +43,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
             "\n".join(plain(part) for part in found if part), (f"\n{plain(why)}" if why else "", "dim")
         )
         table.add_row(Text(row.word, _STYLES[row.status]), budget, row.limit, judgement)
-    console.print(Text.assemble((head.title, _TITLE_STYLES[head.status]), f": {plain(sentence)}"))
+    console.print(Text.assemble((head.title, _TITLE_STYLES[head.status]), f": {plain(verdict.reason)}"))
     if rows:
         console.print(f"sha256 {n.short(verdict.artifact_sha256)}", style="dim", highlight=False)
         console.print(table)
