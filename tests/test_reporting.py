@@ -363,7 +363,8 @@ def test_markdown_is_as_it_was(golden: str, name: str) -> None:
 def test_markdown_fits_a_comment_however_much_was_left_alone() -> None:
     plan = example_report().plan
     many = plan.model_copy(update={"refusals": plan.refusals * 500})
-    body = markdown(with_verdict(example_report(plan=many)))
+    warnings = tuple(f"warning {index}" for index in range(5000))
+    body = markdown(with_verdict(example_report(plan=many, warnings=warnings)))
     assert len(body) < 65_536
     assert "and 988 more, in report.html" in body
 

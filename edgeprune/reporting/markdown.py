@@ -87,7 +87,9 @@ def _warnings(report: Report) -> str:
     found = [*report.warnings, *report.plan.notes]
     if not isinstance(report.robustness, Unmeasured):
         found.extend(report.robustness.warnings)
-    return "\n".join(f"> {text(line)}" for line in dict.fromkeys(found))
+    lines = [f"> {text(line)}" for line in dict.fromkeys(found)]
+    more = [f"> and {len(lines) - _MANY} more, in report.html"] if len(lines) > _MANY else []
+    return "\n>\n".join(lines[:_MANY] + more)
 
 
 def _flips(report: Report) -> str:
