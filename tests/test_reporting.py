@@ -447,6 +447,14 @@ def test_the_terminal_verdict_needs_no_colour_to_be_understood() -> None:
     assert "--recover-epochs 12" in page
 
 
+def test_a_remedy_that_several_rows_share_is_given_once() -> None:
+    report = example_report()
+    stale = summary(report.model_copy(update={"verdict": judge(report, BUDGET, digest("0"))}))
+    assert stale.count("→") == 1
+    assert "→ All: run `edgeprune compress` again" in stale
+    assert "→ Accuracy drop, Robust accuracy drop: give labelled" in summary(EVERY["unmeasured"])
+
+
 def test_no_budgets_show_what_to_write() -> None:
     out = io.StringIO()
     print_verdict(judge(example_report(), BudgetConfig(), ONNX), Console(file=out, width=80))

@@ -10,7 +10,7 @@ import re
 
 from edgeprune.records import Report, Unmeasured
 from edgeprune.reporting import numbers as n
-from edgeprune.reporting.view import Change, Figure, changes, flips, headline, judged, threat
+from edgeprune.reporting.view import Change, Figure, changes, flips, headline, judged, remedies, threat
 
 _MARKS = {"passed": "✅", "failed": "❌", "inconclusive": "⚠️", "no budgets": "⚪"}
 _MANY = 12
@@ -59,9 +59,8 @@ def _gate(report: Report) -> str:
         lines.append(
             f"| {word} | {name} | {row.limit} | {row.actual} | {row.bound or text(row.reason)} | {row.distance} |"
         )
-    remedies = [f"- {row.metric}: {text(row.remedy)}" for row in rows if row.remedy]
-    advice = ["", "What would help:", *dict.fromkeys(remedies)] if remedies else []
-    return "\n".join([*lines, *advice])
+    advice = [f"- {names}: {text(remedy)}" for names, remedy in remedies(rows)]
+    return "\n".join([*lines, *(["", "What would help:", *advice] if advice else [])])
 
 
 def _changes(report: Report) -> str:

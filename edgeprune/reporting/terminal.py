@@ -8,7 +8,7 @@ from rich.text import Text
 
 from edgeprune.records import Report, Verdict
 from edgeprune.reporting import numbers as n
-from edgeprune.reporting.view import Change, Figure, changes, headline, judged
+from edgeprune.reporting.view import Change, Figure, changes, headline, judged, remedies
 
 _STYLES = {"pass": "green", "fail": "bold red", "stale": "bold red", "missing": "bold red", "inconclusive": "yellow"}
 _TITLE_STYLES = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow", "no budgets": "bold"}
@@ -36,7 +36,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         table.add_column(name, no_wrap=name in ("status", "limit"), overflow="fold")
     rows = judged(verdict)
     for row in rows:
-        found = (row.bound, row.distance) if row.bound else (row.reason,)
+        reason = "another file was measured" if row.status == "stale" else row.reason  # the top line has the details
+        found = (row.bound, row.distance) if row.bound else (reason,)
         why = row.reason if row.bound and row.status == "inconclusive" else ""
         budget = Text.assemble(row.metric, (f"\n{plain(row.subject)}", "dim"))
         judgement = Text.assemble(
@@ -47,8 +48,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     if rows:
         console.print(f"sha256 {n.short(verdict.artifact_sha256)}", style="dim", highlight=False)
         console.print(table)
-    for remedy in dict.fromkeys(f"{row.metric}: {row.remedy}" for row in rows if row.remedy):
-        _print_hanging("→ ", remedy, console)
+    for names, remedy in remedies(rows):
+        _print_hanging("→ ", f"{names}: {remedy}", console)
 
 
 def plain(text: str) -> str:

@@ -115,6 +115,18 @@ def judged(verdict: Verdict | None) -> tuple[Judged, ...]:
     return tuple(_judged(row) for row in verdict.rows) if verdict else ()
 
 
+def remedies(rows: tuple[Judged, ...]) -> tuple[tuple[str, str], ...]:
+    """(budgets, remedy) for each different remedy, in the order of the rows."""
+    named: dict[str, list[str]] = {}
+    for row in rows:
+        if row.remedy and row.metric not in named.setdefault(row.remedy, []):
+            named[row.remedy].append(row.metric)
+    everything = len({row.metric for row in rows})
+    return tuple(
+        ("All" if len(names) == everything > 1 else ", ".join(names), remedy) for remedy, names in named.items()
+    )
+
+
 def changes(report: Report) -> tuple[Change, ...]:
     """Dense against compressed: latency, accuracy, robust accuracy, size, MACs, parameters, channels."""
     plan = report.plan
