@@ -27,7 +27,7 @@ class Checkpoint:
 def write_checkpoint(folder: Path, state: Checkpoint) -> None:
     """Replace the folder's checkpoint."""
     with replacing(folder / NAME) as beside:
-        torch.save({name: getattr(state, name) for name in Checkpoint.__slots__}, beside)  # type: ignore[attr-defined]
+        torch.save({name: getattr(state, name) for name in Checkpoint.__slots__}, beside)
 
 
 def read_checkpoint(folder: Path, device: str) -> Checkpoint | None:

@@ -27,7 +27,7 @@ from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_che
 from edgeprune.types import ModelBundle, Progress, Split
 
 if TYPE_CHECKING:
-    from edgeprune.types import Ints
+    from edgeprune.types import Floats, Ints
 
 _CALIBRATION_IMAGES = 2048
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 0.1, 1000
@@ -60,14 +60,14 @@ def recover(
     started = time.perf_counter()
     train, held_out = hold_out(task.train, task.seed)
     student = dataclasses.replace(pruned, module=copy.deepcopy(pruned.module))
-    network = student.network().to(task.device)
+    network = student.network().to(task.device, memory_format=torch.channels_last)  # several times faster on a CPU
     before = accuracy(network, held_out, task.device)
     recalibrate(network, train, task.device, seed=task.seed)
     best, state = accuracy(network, held_out, task.device), _state(network)
     if task.settings.recipe != "calibrate":
         state, best = _train(network, teacher, (train, held_out), task, (state, best), progress)
     network.load_state_dict(state)
-    network.cpu().eval()
+    network.to("cpu", memory_format=torch.contiguous_format).eval()
     for name, parameter in student.module.named_parameters():
         parameter.requires_grad_(pruned.module.get_parameter(name).requires_grad)
     info = RecoveryInfo(
@@ -106,7 +106,7 @@ def accuracy(network: nn.Module, split: Split, device: str) -> float | None:
     right = 0
     with torch.no_grad():
         for images, labels in split.batches(256):
-            right += int((network(torch.from_numpy(images).to(device)).argmax(1).cpu().numpy() == labels).sum())
+            right += int((network(_on(images, device)).argmax(1).cpu().numpy() == labels).sum())
     return right / len(split)
 
 
@@ -128,7 +128,7 @@ def recalibrate(network: nn.Module, split: Split, device: str, *, seed: int) -> 
         norm.train()
     with torch.no_grad():
         for start in range(0, len(order) - 1, 128):
-            network(torch.from_numpy(split.source.read(order[start : start + 128])).to(device))
+            network(_on(split.source.read(order[start : start + 128]), device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.eval()
@@ -145,7 +145,7 @@ def _train(
     """The best state over the epochs, calibration included, and its held-out accuracy."""
     train, held_out = parts
     settings = task.settings
-    guide = copy.deepcopy(teacher.network()).to(task.device).eval()
+    guide = copy.deepcopy(teacher.network()).to(task.device, memory_format=torch.channels_last).eval()
     optimizer = _optimizer(network)
     peak = settings.learning_rate or (0.05 if _has_batch_norm(network) else 0.01)
     per_epoch = max(1, len(train) // settings.batch_size)
@@ -190,7 +190,7 @@ def one_cycle(done: float) -> float:
 
 def _loss(network: nn.Module, guide: nn.Module, train: Split, ids: Ints, task: Task, epoch: int) -> float:
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch * 10_007 + int(ids[0]))
-    images = _shifted(torch.from_numpy(train.source.read(ids)), generator).to(task.device)
+    images = _on(_shifted(torch.from_numpy(train.source.read(ids)), generator), task.device)
     labels = torch.from_numpy(train.source.labels[ids]).to(task.device)
     logits = network(images)
     loss = nn.functional.cross_entropy(logits, labels)
@@ -215,6 +215,10 @@ def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     batch = torch.arange(len(images))[:, None, None, None]
     channel = torch.arange(images.shape[1])[None, :, None, None]
     return padded[batch, channel, pick_rows, pick_columns]
+
+
+def _on(images: Floats | torch.Tensor, device: str) -> torch.Tensor:
+    return torch.as_tensor(images).to(device, memory_format=torch.channels_last)
 
 
 def _shuffled(split: Split, seed: int, size: int) -> list[Ints]:
