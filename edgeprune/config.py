@@ -67,6 +67,13 @@ class ModelConfig(Section):
     std: tuple[float, ...] = setting((), "Standard deviation a channel, divided by inside the exported graph.")
     bounds: tuple[float, float] = setting((0.0, 1.0), "Smallest and largest pixel value.", flag="pixel-bounds")
     classes: tuple[str, ...] = setting((), "Class names, in the order of the logits.")
+    fit: Literal["exact", "crop", "squash"] = setting(
+        "exact", "How image files get the input shape: they have it, centre crop (after resize), or squash."
+    )
+    resize: int | None = setting(None, "Shorter side of an image file before the centre crop, in pixels.", gt=0)
+    interpolation: Literal["bilinear", "bicubic"] = setting("bilinear", "How image files are resized.")
+    output: str | None = setting(None, "Which output is the logits: a key, or a position from 0.")
+    weights_entry: str | None = setting(None, "Entry of a checkpoint that holds the weights.")
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:

@@ -26,11 +26,16 @@ class Preprocessing:
 
     `mean` and `std` have one value a channel (empty: no normalisation) and are in units of the pixels, whose
     range is `bounds` ([0, 1] unless the data says otherwise). An attack's epsilon is in the same units.
+    `fit`, `resize` and `interpolation` say how an image *file* becomes pixels of the input shape; that happens
+    before the graph, once, when the file is decoded.
     """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     bounds: tuple[float, float] = (0.0, 1.0)
+    fit: Literal["exact", "crop", "squash"] = "exact"
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,19 +31,23 @@ _FETCHES = (
 )
 
 
+_ZOO_MODULES = {"torchvision.models": "torchvision", "timm.models": "timm"}
+
+
 def named_by_user(arch: str, arguments: Mapping[str, Any], trust: Trust) -> tuple[Architecture, nn.Module]:
     """The architecture that the user asked for, and a network of it with fresh weights.
 
     UsageError: not a constructor's name, or the arguments do not fit. ModelError: the constructor fails.
     """
     package, _, name = arch.rpartition(":")
+    package = _ZOO_MODULES.get(package, package)
     if not package or (not name.isidentifier() and package not in ("timm", "torchvision")):
         raise UsageError(
             f"--arch {arch} is not the name of a constructor",
             hint="write package.module:callable, file.py:callable, torchvision:NAME or timm:NAME",
         )
     if package in ("torchvision", "timm"):
-        architecture = Architecture("constructor", arch, dict(arguments))
+        architecture = Architecture("constructor", f"{package}:{name}", dict(arguments))
         return architecture, _from_zoo(package, name, arguments)
     if package.endswith(".py"):
         stem = Path(package).stem

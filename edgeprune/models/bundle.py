@@ -4,10 +4,11 @@ How the network is built again is written in the file as `form`:
 
 - ``constructor``: the architecture's constructor and arguments, then the recorded edits (`edgeprune.models.edits`);
 - ``module``: class by class and attribute by attribute, without constructors (`edgeprune.models.encoding`);
-- ``program``: a `torch.export` program, when the network has parts that have no other form.
+- ``program``: as a graph of ATen operators (`edgeprune.models.program`), when the network has parts that have no
+  other form. Such a network computes the same and keeps its layers' names, but is no longer of its own class.
 
 A form is written only after the network was rebuilt from it and gave bit-equal outputs. The same network gives the
-same bytes in the first two forms.
+same bytes.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from edgeprune.models import edits, program
 from edgeprune.models.architecture import check_reference, named_by_file
 from edgeprune.models.building import build
 from edgeprune.models.encoding import Encoder, Json, Opaque, decode
+from edgeprune.models.outputs import SelectedOutput
 from edgeprune.models.probing import digest
 from edgeprune.models.trust import Trust
 from edgeprune.records import PrunePlan, Record, Sha256
 from edgeprune.types import Architecture, ModelBundle, Preprocessing
 
-MANIFEST, WEIGHTS, PROGRAM = "edgeprune.json", "weights.safetensors", "program.pt2"
+MANIFEST, WEIGHTS = "edgeprune.json", "weights.safetensors"
 _STAMP = (1980, 1, 1, 0, 0, 0)
 Form = Literal["constructor", "module", "program"]
 
@@ -57,6 +59,10 @@ class Manifest(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bounds: tuple[float, float]
+    fit: Literal["exact", "crop", "squash"] = "exact"
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    output: str | None = None
     classes: tuple[str, ...]
     digest: Sha256
     plan: PrunePlan | None
@@ -108,7 +114,7 @@ def read(path: Path, trust: Trust, arch: str | None = None) -> tuple[nn.Module, 
         tensors = safetensors.torch.load(members[WEIGHTS])
     except (KeyError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise _damaged(path, str(error)) from error
-    module = _rebuild(manifest, tensors, members.get(PROGRAM, b""), trust, str(path), arch)
+    module = _rebuild(manifest, tensors, trust, str(path), arch)
     if digest(module) != manifest.digest:
         raise _damaged(path, "its weights do not have the digest that it states")
     return module, manifest
@@ -116,20 +122,20 @@ def read(path: Path, trust: Trust, arch: str | None = None) -> tuple[nn.Module, 
 
 def _members(bundle: ModelBundle, form: Form, plan: PrunePlan | None) -> dict[str, bytes]:
     """Contents of the file in one form, tried out; Opaque when the network has no such form."""
-    encoder, network, compiled = Encoder(), None, b""
+    encoder, module = Encoder(), bundle.module
     if form == "constructor":
         network = _as_edits(bundle, encoder)
-    elif form == "module":
-        network = encoder.value(bundle.module, "")
     else:
-        compiled = program.export(bundle.module, bundle.input_shape)
+        if form == "program":
+            module = program.export(module, bundle.input_shape)
+        network = encoder.value(module, "")
     tensors = {name: tensor.contiguous().clone() for name, tensor in sorted(encoder.tensors.items())}
     manifest = _manifest(bundle, form, network, encoder.objects, plan)
-    again = _rebuild(manifest, tensors, compiled, _all_of(bundle.module), "the bundle", bundle.architecture.reference)
-    if digest(again) != bundle.digest or not edits.same_outputs(bundle.module, again.eval(), bundle.input_shape):
+    again = _rebuild(manifest, tensors, _all_of(module), "the bundle", bundle.architecture.reference)
+    if digest(again) != digest(module) or not edits.same_outputs(bundle.module, again.eval(), bundle.input_shape):
         raise Opaque("the network that was built again does not compute the same")
-    content = {MANIFEST: manifest.to_json().encode(), WEIGHTS: safetensors.torch.save(tensors)}
-    return {**content, PROGRAM: compiled} if compiled else content
+    manifest = manifest.model_copy(update={"digest": digest(module)})
+    return {MANIFEST: manifest.to_json().encode(), WEIGHTS: safetensors.torch.save(tensors)}
 
 
 def _as_edits(bundle: ModelBundle, encoder: Encoder) -> Json:
@@ -141,17 +147,14 @@ def _as_edits(bundle: ModelBundle, encoder: Encoder) -> Json:
     except TypeError as error:
         raise Opaque(f"the constructor's arguments are not JSON: {error}") from error
     fresh = named_by_file(architecture, _all_of(bundle.module), architecture.reference, "the bundle")
-    if type(fresh) is not type(bundle.module):
+    module = bundle.module.module if isinstance(bundle.module, SelectedOutput) else bundle.module
+    if type(fresh) is not type(module):
         raise Opaque("the constructor makes another class")
-    return edits.difference(fresh, bundle.module, encoder)
+    return edits.difference(fresh, module, encoder)
 
 
-def _rebuild(
-    manifest: Manifest, tensors: Mapping[str, Tensor], compiled: bytes, trust: Trust, path: str, arch: str | None
-) -> nn.Module:
-    if manifest.form == "program":
-        return program.load(compiled, path)
-    if manifest.form == "module":
+def _rebuild(manifest: Manifest, tensors: Mapping[str, Tensor], trust: Trust, path: str, arch: str | None) -> nn.Module:
+    if manifest.form != "constructor":
         module = build(decode(manifest.network, manifest.objects, tensors), trust, path)
         if not isinstance(module, nn.Module):
             raise ModelError(f"{path} describes no network")
@@ -159,7 +162,7 @@ def _rebuild(
     architecture = Architecture(manifest.kind, manifest.reference, manifest.arguments)
     module = named_by_file(architecture, trust, arch, path)
     edits.apply(manifest.network, module, manifest.objects, tensors, trust, path)
-    return module.eval()
+    return (module if manifest.output is None else SelectedOutput(module, manifest.output)).eval()
 
 
 def _manifest(bundle: ModelBundle, form: Form, network: Json, objects: list[Json], plan: PrunePlan | None) -> Manifest:
@@ -176,6 +179,10 @@ def _manifest(bundle: ModelBundle, form: Form, network: Json, objects: list[Json
         mean=preprocessing.mean,
         std=preprocessing.std,
         bounds=preprocessing.bounds,
+        fit=preprocessing.fit,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        output=bundle.module.key if isinstance(bundle.module, SelectedOutput) else None,
         classes=bundle.classes,
         digest=bundle.digest,
         plan=plan,
@@ -184,7 +191,8 @@ def _manifest(bundle: ModelBundle, form: Form, network: Json, objects: list[Json
 
 def preprocessing_of(manifest: Manifest) -> Preprocessing:
     """The preprocessing that a manifest states."""
-    return Preprocessing(manifest.mean, manifest.std, manifest.bounds)
+    said = manifest
+    return Preprocessing(said.mean, said.std, said.bounds, said.fit, said.resize, said.interpolation)
 
 
 def _versions(reference: str) -> dict[str, str]:
@@ -214,7 +222,7 @@ def _read(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            unknown = [m.filename for m in members if m.filename not in (MANIFEST, WEIGHTS, PROGRAM)]
+            unknown = [m.filename for m in members if m.filename not in (MANIFEST, WEIGHTS)]
             if unknown or len({m.filename for m in members}) != len(members):
                 raise _damaged(path, f"it holds other files: {', '.join(unknown)[:80]}")
             if any(m.compress_type != zipfile.ZIP_STORED for m in members) or _inside(members) > path.stat().st_size:

@@ -7,6 +7,7 @@ attribute. Where two candidates remain, the file is not guessed about: `--weight
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,9 @@ def fill(module: nn.Module, state: Mapping[str, Any], path: str) -> None:
     other = [key for key in wanted if key in given and given[key].shape != wanted[key].shape]
     if missing or extra or other:
         raise _misfit(path, missing, extra, [(key, tuple(given[key].shape), tuple(wanted[key].shape)) for key in other])
-    module.load_state_dict({key: value for key, value in given.items() if key in wanted}, strict=False)
+    filled = OrderedDict((key, value) for key, value in given.items() if key in wanted)
+    filled._metadata = getattr(wanted, "_metadata", {})  # type: ignore[attr-defined]  # versions: shapes fit this one
+    module.load_state_dict(filled, strict=False)
 
 
 def _without_shell(content: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import nn
 from edgeprune.config import ModelConfig
 from edgeprune.errors import ModelError, UsageError
 from edgeprune.models import bundle as bundles
-from edgeprune.models import checkpoint, pickles
+from edgeprune.models import checkpoint, pickles, program
 from edgeprune.models.architecture import named_by_user
 from edgeprune.models.building import build
+from edgeprune.models.outputs import SelectedOutput
 from edgeprune.models.preprocessing import check_channels
 from edgeprune.models.probing import count_classes, digest, missing_shape, settle
 from edgeprune.models.trust import Trust
@@ -52,6 +53,9 @@ def load(path: str | Path, settings: ModelConfig = DEFAULTS, *, input_shape: Sha
         module, manifest = bundles.read(path, trust, settings.arch)
         architecture = Architecture(manifest.kind, manifest.reference, manifest.arguments)
         said = _Said(manifest.input_shape, bundles.preprocessing_of(manifest), manifest.classes)
+    elif program.is_program(path):
+        pickles.check_archive(path)
+        module, architecture, said = program.read(path), Architecture("module", ""), _Said(None, Preprocessing(), ())
     else:
         module, architecture, classes = _foreign(path, settings, trust)
         said = _Said(None, Preprocessing(), classes)
@@ -92,7 +96,7 @@ def _check_file(path: Path) -> None:
 def _foreign(path: Path, settings: ModelConfig, trust: Trust) -> tuple[nn.Module, Architecture, tuple[str, ...]]:
     """A network from a file that edgeprune did not write."""
     content = _safetensors(path) if path.suffix == ".safetensors" else pickles.read(path)
-    found = checkpoint.find(content, str(path))
+    found = checkpoint.find(content, str(path), settings.weights_entry)
     classes = _classes_in(content)
     if found.module is not None and settings.arch is None:
         module = build(found.module, trust, str(path))
@@ -137,6 +141,9 @@ def _bundle(
     shape = input_shape or settings.input_shape or said.shape
     if shape is None:
         raise missing_shape(module, str(path))
+    if settings.output is not None:
+        inner = module.module if isinstance(module, SelectedOutput) else module
+        module = SelectedOutput(inner, settings.output).eval()
     count = count_classes(module, shape, str(path))
     classes = settings.classes or (said.classes if len(said.classes) == count else tuple(map(str, range(count))))
     if len(classes) != count:
@@ -147,9 +154,6 @@ def _bundle(
 
 
 def _preprocessing(settings: ModelConfig, said: Preprocessing) -> Preprocessing:
-    given = settings.model_fields_set
-    return Preprocessing(
-        settings.mean if "mean" in given else said.mean,
-        settings.std if "std" in given else said.std,
-        settings.bounds if "bounds" in given else said.bounds,
-    )
+    """What the user set wins over what the file says."""
+    given = {key: getattr(settings, key) for key in settings.model_fields_set if hasattr(said, key)}
+    return replace(said, **given)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import ModelError, UsageError
+from edgeprune.models.outputs import describe
 from edgeprune.types import Shape
 
 
@@ -44,6 +45,8 @@ def count_classes(module: nn.Module, shape: Shape, path: str) -> int:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logits = module(torch.zeros(2, *shape))
+    except UsageError:
+        raise
     except Exception as error:  # code of the user's: it raises whatever it likes when a shape does not fit
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UsageError(
@@ -53,8 +56,9 @@ def count_classes(module: nn.Module, shape: Shape, path: str) -> int:
         ) from error
     if not isinstance(logits, Tensor):
         raise ModelError(
-            f"the network of {path} returns a {type(logits).__name__}, not one tensor of logits",
-            hint="wrap it in a module that returns the logits",
+            f"the network of {path} does not return one tensor of logits",
+            where=f"it returns {describe(logits)}",
+            hint="name the one that is the logits with --output, by its key or its position",
         )
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise ModelError(
