@@ -46,9 +46,7 @@ class Attacked(Record):
     warnings: tuple[str, ...]
 
 
-def measure_file(
-    file: Path, against: Path | None, config: Config, *, accuracy: bool, console: Console
-) -> Measured:
+def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: bool, console: Console) -> Measured:
     """Time `file` alone, or `against` (the dense one) and `file` interleaved; the accuracy of `file` if asked for.
 
     Errors: UsageError (no such file, no data for the accuracy), those of the runtime and of the measurement.
@@ -140,7 +138,9 @@ def open_file(file: Path, threads: int) -> tuple[protocols.Runtime, protocols.Se
         known.append(runtime.suffix)
         if file.suffix == runtime.suffix:
             return runtime, runtime.open(file, threads=threads)
-    raise UsageError(f"no runtime serves {file.suffix or 'files without an ending'}: {file}", hint=f"known: {', '.join(known)}")
+    raise UsageError(
+        f"no runtime serves {file.suffix or 'files without an ending'}: {file}", hint=f"known: {', '.join(known)}"
+    )
 
 
 def _gradient_bundle(file: Path, gradients: Path | None, config: Config) -> ModelBundle:

@@ -278,9 +278,7 @@ class Run:
         from edgeprune.latency.measure import measure
 
         images, _ = self._images(_TIMING_IMAGES)
-        dense, compressed = (
-            timed_file(self.folder.path, exported.of(side, _runtime(name).format)) for side in STEMS
-        )
+        dense, compressed = (timed_file(self.folder.path, exported.of(side, _runtime(name).format)) for side in STEMS)
         settings, target = self.config.latency, self.profile.name
         with self.console.task(f"timing in {name}") as progress:
             result = measure(

@@ -51,7 +51,7 @@ def check_parity(
             same &= bool((actual.argmax(1) == expected.argmax(1)).all())
     if not difference <= TOLERANCE * scale:  # a NaN is a failure, too
         raise ParityError(
-            f"the exported file and the network differ by {difference:.3g} in the logits (allowed: {TOLERANCE * scale:.1g})",
+            f"the exported file and the network differ by {difference:.3g} in the logits (allowed: {TOLERANCE * scale:.0e})",
             where=f"{session.info.name} {session.info.version}, {session.info.precision}",
             hint="nothing was measured on it; report the network's operators as a bug of edgeprune",
         )

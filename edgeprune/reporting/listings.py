@@ -52,9 +52,9 @@ def print_measured(found: Measured, console: Console) -> None:
     """Latency of one file, or of two with the ratio; the verdict and what was odd."""
     latency = found.latency
     runtime = latency.runtime
+    console.print(f"{runtime.name} {runtime.version}, {runtime.precision}, {latency.kind} on {latency.target}")
     console.print(
-        f"{runtime.name} {runtime.version}, {runtime.precision}, {runtime.threads} thread(s), batch "
-        f"{latency.batch_size}, {latency.processes} processes, {found.inputs} images, {latency.kind} on {latency.target}"
+        f"{runtime.threads} thread(s), batch {latency.batch_size}, {latency.processes} processes, {found.inputs} images"
     )
     table = _table("file", ">p50 ms", ">95 %", ">p90", ">p99", ">min", ">images/s", ">cold ms", ">samples")
     if latency.compressed is None:
