@@ -34,28 +34,26 @@ def pgd(victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *,
     and every iterate are judged by `victim.logits`. The loss is `rescaled_cross_entropy`, the steps are those of
     `step_lengths`. DataError for images or labels that cannot be attacked, MeasurementError for broken logits.
     """
-    images, labels = images.detach().to("cpu", torch.float32), labels.detach().to("cpu", torch.int64)
-    _require_fitting(images, labels, victim.bounds)
-    ledger = _Ledger.of(images)
-    with at_rest(victim.module) as device, torch.no_grad():
-        run = _Run(victim, images, labels, budget, ledger, device)
-        for start in range(0, len(images), places := batch_size(images.shape[1:])):
-            ids = torch.arange(start, min(start + places, len(images)))
-            _, ledger.clean[ids] = run.judge(ids, images[ids])
+    with torch.inference_mode(False), torch.no_grad(), at_rest(victim.module) as device:
+        images, labels = images.to("cpu", torch.float32, copy=True), labels.to("cpu", torch.int64, copy=True)
+        _require_fitting(images, labels, victim.bounds)
+        run = _Run(victim, images, labels, budget, _Ledger.of(images), device)
+        run.judge_clean()
         for restart in range(budget.restarts):
-            standing = max(int((~ledger.fell).sum()), 1)
+            standing = max(int((~run.ledger.fell).sum()), 1)
             for left in _restart(run, restart):
                 share = (restart + 1 - left / standing) / budget.restarts
-                fallen = int(ledger.fell.sum())
+                fallen = int(run.ledger.fell.sum())
                 progress(f"pgd start {restart + 1} of {budget.restarts}: {fallen} of {len(images)} wrong", share)
-    return ledger.outcome()
+        return run.ledger.outcome()
 
 
 def step_lengths(steps: Tensor, budget: AttackBudget) -> Tensor:
     """Length of step t (counted from 0) of T: epsilon (1 + cos(pi t / T)), from 2 epsilon down to almost nothing.
 
-    Long steps leave poor starts, short ones find the boundary. Measured on exported files with 40 steps, it left
-    fewer images standing than constant steps of 2.5 epsilon / T.
+    Long steps leave a poor start, short ones find the boundary. Measured with 40 steps and 2 starts on the ONNX files
+    of four networks (traffic signs standard and adversarial; VNN-COMP's resnet_2b and sri_resnet_a) at two epsilons
+    each, 2,800 attacks in all: 1,255 stood; with constant steps of 2.5 epsilon / T and plain cross-entropy 1,339 did.
     """
     return budget.epsilon * FIRST_STEP / 2 * (1 + torch.cos(math.pi * steps / budget.steps))
 
@@ -133,6 +131,15 @@ class _Run:
         self.ledger.adversarials[ids[fell]] = pixels[fell]
         return ~fell, torch.from_numpy(margins(logits, labels.numpy()))
 
+    def judge_clean(self) -> None:
+        """Ask about every clean image and enter its margin."""
+        for ids in torch.arange(len(self.images)).chunk(max(-(-len(self.images) // self.places), 1)):
+            _, self.ledger.clean[ids] = self.judge(ids, self.images[ids])
+
+    @property
+    def places(self) -> int:
+        return batch_size(self.images.shape[1:])
+
     def enter(self, ids: Tensor, restart: int) -> _Pool:
         """Images at their random starts, on the network's device."""
         origins = self.images[ids].to(self.device)
@@ -160,8 +167,7 @@ def _restart(run: _Run, restart: int) -> Iterator[int]:
     waiting = (~run.ledger.fell).nonzero().flatten()
     if not len(waiting):
         return
-    places = batch_size(run.images.shape[1:])
-    pool, waiting = run.enter(waiting[:places], restart), waiting[places:]
+    pool, waiting = run.enter(waiting[: run.places], restart), waiting[run.places :]
     while len(pool.ids):
         standing, margin = run.judge(pool.ids, pool.points)
         first = pool.steps == 0
@@ -172,7 +178,7 @@ def _restart(run: _Run, restart: int) -> Iterator[int]:
         yield len(pool.ids) + len(waiting)
         if len(pool.ids):
             pool = run.advance(pool)
-        free = places - len(pool.ids)
+        free = run.places - len(pool.ids)
         if free and len(waiting):
             pool, waiting = pool.join(run.enter(waiting[:free], restart)), waiting[free:]
 

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from edgeprune.errors import MeasurementError
 
-TEMPERATURE = 10.0
+SHARPNESS = 4.0
+"""Of 1, 3, 4, 6 and 10, what left the fewest images standing, summed over four networks at two epsilons each; 3 to 10
+hardly differ, 1 leaves 6 % more."""
 
 
 @contextmanager
@@ -37,15 +39,16 @@ def at_rest(module: nn.Module) -> Iterator[torch.device]:
 
 
 def rescaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (N,) of logits that were divided by their own spread and multiplied by `TEMPERATURE`.
+    """Cross-entropy (N,) of logits divided by a gap of their own and multiplied by `SHARPNESS`.
 
-    The spread is the largest minus the smallest logit of that image, taken as a constant. So multiplying the logits
-    by any positive number changes nothing, and softmax cannot saturate: the largest gap is `TEMPERATURE`, and
-    exp(-TEMPERATURE) is far from float32's underflow. (Croce and Hein 2020, section 4: plain cross-entropy loses its
-    gradient when logits are large.)
+    The gap is the largest minus the third largest logit of that image (of two classes: the second), as in the DLR loss
+    (Croce and Hein 2020), and is taken as a constant. So logits times any positive number give the same gradient
+    directions, and softmax cannot saturate: the third class always has exp(-SHARPNESS) of the first one's weight.
+    Plain cross-entropy loses its gradient where logits are large (section 4 there).
     """
-    spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
-    scaled = TEMPERATURE * logits / torch.where(spread > 0, spread, 1.0)
+    top = logits.topk(min(3, logits.shape[1]), dim=1).values
+    gap = (top[:, :1] - top[:, -1:]).detach()
+    scaled = SHARPNESS * logits / torch.where(gap > 0, gap, 1.0)
     return functional.cross_entropy(scaled, labels, reduction="none")
 
 
@@ -54,7 +57,7 @@ def input_gradients(module: nn.Module, points: Tensor, labels: Tensor) -> tuple[
 
     A gradient that is not finite comes back as zero. A network that its input does not reach has zero gradients.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         points = points.detach().clone().requires_grad_(True)
         logits = module(points)
         if logits.ndim != 2 or logits.shape[0] != len(points) or logits.shape[1] < 2:
@@ -64,7 +67,7 @@ def input_gradients(module: nn.Module, points: Tensor, labels: Tensor) -> tuple[
             )
         loss = rescaled_cross_entropy(logits, labels).sum()
         if not loss.requires_grad:
-            return torch.zeros_like(points, requires_grad=False), torch.zeros(len(points), dtype=torch.bool)
+            return torch.zeros_like(points), torch.zeros(len(points), dtype=torch.bool)
         (gradients,) = torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
     flat = gradients.flatten(1)
     usable = flat.isfinite().all(1) & flat.ne(0).any(1)
