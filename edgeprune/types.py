@@ -113,10 +113,11 @@ class Split:
         return self.source.labels[self.ids]
 
     def batches(self, size: int) -> Iterator[tuple[Floats, Ints]]:
-        """(pixels, labels) in order, at most `size` samples at a time."""
-        for start in range(0, len(self.ids), size):
-            part = self.ids[start : start + size]
-            yield self.source.read(part), self.source.labels[part]
+        """(pixels, labels) in order, at most `size` samples at a time; the next ones are read meanwhile."""
+        from edgeprune.data.ahead import ahead
+
+        parts = (self.ids[start : start + size] for start in range(0, len(self.ids), size))
+        return ahead((self.source.read(part), self.source.labels[part]) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,21 +8,19 @@ Pickled arrays are never opened.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeprune.data.archives import Archive, Array
 from edgeprune.errors import DataError
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Ints, ModelBundle, Role, Shape
 
 BLOCK = 1024
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,12 +45,30 @@ def stretch(images: Array, bounds: tuple[float, float]) -> Floats:
     """uint8 0..255 to float32, linearly over the bounds."""
     low, high = bounds
     pixels: Floats = images.astype(np.float32) / np.float32(255)
-    return pixels if (low, high) == (0, 1) else (pixels * np.float32(high - low) + np.float32(low)).astype(np.float32)
+    if (low, high) == (0, 1):
+        return pixels
+    stretched: Floats = (pixels * np.float32(high - low) + np.float32(low)).clip(low, high).astype(np.float32)
+    return stretched
 
 
 def open_npz(path: Path, role: Role, model: ModelBundle) -> ArraySource:
     """Open an `.npz` file for the network `model`; DataError says what does not fit and what was expected."""
-    images, labels = _arrays(path, role)
+    archive = Archive(path)
+    try:
+        for pair in (("images", "labels"), (f"{role}_images", f"{role}_labels"), (f"x_{role}", f"y_{role}")):
+            if set(pair) <= set(archive.names):
+                return arrays_source(archive.array(pair[0]), archive.array(pair[1]), path, model)
+    finally:
+        archive.close()
+    raise DataError(
+        f"{path.name} does not hold the arrays images and labels",
+        where=f"it holds: {', '.join(archive.names) or 'nothing'}",
+        hint=f"name them images and labels, or {role}_images and {role}_labels",
+    )
+
+
+def arrays_source(images: Array, labels: Array, path: Path, model: ModelBundle) -> ArraySource:
+    """Images and labels as a source for the network `model`; `path` is what errors call them by."""
     labels = _as_labels(labels, path)
     if images.ndim == 0 or len(images) != len(labels):
         count = len(images) if images.ndim else "no list of"
@@ -65,25 +81,6 @@ def open_npz(path: Path, role: Role, model: ModelBundle) -> ArraySource:
     if images.dtype != np.uint8:
         check_range(images, model.preprocessing.bounds, path)
     return ArraySource(images, labels, model.preprocessing.bounds)
-
-
-def _arrays(path: Path, role: Role) -> tuple[Array, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = tuple(file.files)
-            for pair in (("images", "labels"), (f"{role}_images", f"{role}_labels"), (f"x_{role}", f"y_{role}")):
-                if set(pair) <= set(names):
-                    return file[pair[0]], file[pair[1]]
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "allow_pickle" in reason:
-            reason = "it holds Python objects, not arrays of numbers"
-        raise DataError(f"cannot read {path}: {reason}", hint="write it again with numpy.savez") from error
-    raise DataError(
-        f"{path.name} does not hold the arrays images and labels",
-        where=f"it holds: {', '.join(names) or 'nothing'}",
-        hint=f"name them images and labels, or {role}_images and {role}_labels",
-    )
 
 
 def _as_labels(labels: Array, path: Path) -> Ints:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeprune.data.arrays import open_npz
+from edgeprune.data.folders import open_folder, open_index
+from edgeprune.data.providers import open_function, open_torchvision
 from edgeprune.errors import DataError, UsageError
 from edgeprune.types import Role, Split
 
@@ -18,25 +21,50 @@ if TYPE_CHECKING:
 BLOCK = 256
 
 
-def open_split(path: Path, role: Role, model: ModelBundle, *, samples: int | None = None, seed: int = 0) -> Split:
+def open_split(
+    path: Path | str,
+    role: Role,
+    model: ModelBundle,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    trust: tuple[str, ...] = (),
+) -> Split:
     """Open the images and labels at `path` for the network `model`.
 
-    `samples` draws that many of them, stratified by class, by `seed` (all of them when there are fewer).
+    `path` is an .npz file, a folder of class folders, a .csv index, ``torchvision:NAME:FOLDER``, or
+    ``package.module:function`` where `trust` covers it. `samples` draws that many, stratified by class, by `seed`
+    (all of them when there are fewer).
     UsageError: no such file, or a kind that is not supported. DataError: images or labels that do not fit the
     network's input shape, pixel bounds or classes.
     """
-    path = Path(path)
-    if not path.exists():
-        raise UsageError(f"no such {role} data: {path}", hint=f"set data.{role} in edgeprune.toml, or --{role}")
-    if path.suffix != ".npz":
-        raise UsageError(
-            f"cannot open {role} data {path.name}: its kind is not known",
-            hint="bring an .npz file with images and labels",
-        )
-    source = open_npz(path, role, model)
-    check_labels(source.labels, len(model.classes), path)
+    source = _open(path, role, model, trust)
+    name = Path(path).name
+    check_labels(source.labels, len(model.classes), name)
     ids = stratified(source.labels, samples, seed)
-    return Split(role=role, name=path.name, source=source, ids=ids, digest=_digest(source, ids))
+    return Split(role=role, name=name, source=source, ids=ids, digest=_digest(role, source, ids))
+
+
+def _open(path: Path | str, role: Role, model: ModelBundle, trust: tuple[str, ...]) -> ImageSource:
+    place = Path(path)
+    if place.is_dir():
+        return open_folder(place, role, model)
+    if place.is_file():
+        if place.suffix.lower() == ".npz":
+            return open_npz(place, role, model)
+        if place.suffix.lower() == ".csv":
+            return open_index(place, role, model)
+        raise UsageError(
+            f"cannot open the {role} data {place.name}: its kind is not known",
+            hint="bring an .npz file with images and labels, a folder of class folders, or a .csv index",
+        )
+    words = str(path)
+    if words.startswith("torchvision:"):
+        return open_torchvision(words, role, model)
+    package, _, function = words.rpartition(":")
+    if function.isidentifier() and package and all(part.isidentifier() for part in package.split(".")):
+        return open_function(words, role, model, trust)
+    raise UsageError(f"no such {role} data: {path}", hint=f"set data.{role} in edgeprune.toml, or --{role}")
 
 
 def stratified(labels: Ints, samples: int | None, seed: int) -> Ints:
@@ -57,34 +85,41 @@ def stratified(labels: Ints, samples: int | None, seed: int) -> Ints:
 
 
 def overlap(train: Split, test: Split) -> int:
-    """How many test images are also training images, pixel for pixel."""
-    known = set(_pixel_hashes(train))
-    return sum(one in known for one in _pixel_hashes(test))
+    """How many test images are also training images: by file where both are image files, else pixel for pixel."""
+    names = all(hasattr(split.source, "fingerprints") for split in (train, test))
+    known = set(_hashes(train, names))
+    return sum(one in known for one in _hashes(test, names))
 
 
-def check_labels(labels: Ints, classes: int, path: Path) -> None:
+def check_labels(labels: Ints, classes: int, name: str) -> None:
     """DataError unless there are labels and all of them are classes of the network."""
     if not len(labels):
-        raise DataError(f"{path.name} holds no images")
+        raise DataError(f"{name} holds no images")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise DataError(
-            f"label {high if high >= classes else low} in {path.name} is not a class of the network",
+            f"label {high if high >= classes else low} in {name} is not a class of the network",
             where=f"the network has {classes} classes: labels go from 0 to {classes - 1}",
             hint="check that data and network belong together",
         )
 
 
-def _pixel_hashes(split: Split) -> list[bytes]:
-    return [hashlib.sha256(image.tobytes()).digest() for pixels, _ in split.batches(BLOCK) for image in pixels]
+def _hashes(split: Split, by_file: bool) -> Iterator[bytes]:
+    """One hash a sample, in order."""
+    for start in range(0, len(split), BLOCK):
+        ids = split.ids[start : start + BLOCK]
+        if by_file:
+            yield from split.source.fingerprints(ids)  # type: ignore[attr-defined]  # asked for with hasattr
+        else:
+            for image in split.source.read(ids):
+                yield hashlib.sha256(repr(image.shape).encode() + image.astype("<f4", copy=False).tobytes()).digest()
 
 
-def _digest(source: ImageSource, ids: Ints) -> str:
+def _digest(role: Role, source: ImageSource, ids: Ints) -> str:
+    """sha256 over ids, labels and what names each sample: its file, or its pixels."""
     total = hashlib.sha256()
     total.update(ids.astype("<i8").tobytes())
     total.update(source.labels[ids].astype("<i8").tobytes())
-    for start in range(0, len(ids), BLOCK):
-        pixels = source.read(ids[start : start + BLOCK])
-        total.update(repr(pixels.shape[1:]).encode())
-        total.update(pixels.astype("<f4", copy=False).tobytes())
+    for one in _hashes(Split(role, "", source, ids, ""), hasattr(source, "fingerprints")):
+        total.update(one)
     return total.hexdigest()
