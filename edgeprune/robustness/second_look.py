@@ -41,6 +41,9 @@ def verify(
     predict: Callable[[Floats], Ints], claims: Floats, origins: Floats, labels: Ints, threat: ThreatModel
 ) -> Verified:
     """Look again at `claims` (float32 (M, C, H, W)), made from `origins`, of the classes `labels` (int64 (M,))."""
+    if not len(claims):  # numpy cannot flatten the images of an empty array
+        none = np.zeros(0, np.bool_)
+        return Verified(none, none, np.zeros(0, np.int64))
     low, high = np.float32(threat.bounds[0]), np.float32(threat.bounds[1])
     flat = claims.reshape(len(claims), -1)
     inside = np.isfinite(flat).all(axis=1) & (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
