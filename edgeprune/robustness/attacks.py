@@ -133,11 +133,13 @@ class _Run:
 
     def judge_clean(self) -> None:
         """Ask about every clean image and enter its margin."""
-        for ids in torch.arange(len(self.images)).chunk(max(-(-len(self.images) // self.places), 1)):
+        for start in range(0, len(self.images), self.places):
+            ids = torch.arange(start, min(start + self.places, len(self.images)))
             _, self.ledger.clean[ids] = self.judge(ids, self.images[ids])
 
     @property
     def places(self) -> int:
+        """How many images are under attack at once."""
         return batch_size(self.images.shape[1:])
 
     def enter(self, ids: Tensor, restart: int) -> _Pool:

@@ -27,7 +27,8 @@ def at_rest(module: nn.Module) -> Iterator[torch.device]:
     wanted = {weight: weight.requires_grad for weight in module.parameters()}
     first = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
     try:
-        module.eval()
+        for part in modes:  # not module.eval(), which torch.export's modules refuse
+            part.training = False
         for weight in wanted:
             weight.requires_grad_(False)
         yield torch.device("cpu") if first is None else first.device
@@ -47,13 +48,14 @@ def rescaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Plain cross-entropy loses its gradient where logits are large (section 4 there).
     """
     top = logits.topk(min(3, logits.shape[1]), dim=1).values
-    gap = (top[:, :1] - top[:, -1:]).detach()
-    scaled = SHARPNESS * logits / torch.where(gap > 0, gap, 1.0)
+    noise = 1e-6 * logits.abs().amax(1, keepdim=True)  # about what float32 resolves
+    gap = torch.maximum(top[:, :1] - top[:, -1:], noise).detach()
+    scaled = SHARPNESS * (logits - top[:, :1].detach()) / torch.where(gap > 0, gap, 1.0)
     return functional.cross_entropy(scaled, labels, reduction="none")
 
 
 def input_gradients(module: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the loss at `points` (N, ...), and bool (N,): False where it was zero or not finite.
+    """Gradient of the loss at `points` (N, ...), and bool (N,) on the CPU: False where it was zero or not finite.
 
     A gradient that is not finite comes back as zero. A network that its input does not reach has zero gradients.
     """
@@ -71,4 +73,4 @@ def input_gradients(module: nn.Module, points: Tensor, labels: Tensor) -> tuple[
         (gradients,) = torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
     flat = gradients.flatten(1)
     usable = flat.isfinite().all(1) & flat.ne(0).any(1)
-    return torch.where(usable.view(-1, *([1] * (gradients.ndim - 1))), gradients, 0.0), usable
+    return torch.where(usable.view(-1, *([1] * (gradients.ndim - 1))), gradients, 0.0), usable.cpu()

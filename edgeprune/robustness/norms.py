@@ -7,6 +7,7 @@ starts belong to the image: the same pixels, seed and restart give the same star
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Norm = Literal["linf", "l2"]
 
-_HALF_SPACING = 2.0**-25  # half the distance between float32 numbers just below 1, relative to their size
+_ROUNDING = 2.0**-24  # of float32 numbers, relative; twice what one rounding can do
 
 
 def distances(points: Floats, origins: Floats, norm: Norm) -> Reals:
@@ -54,7 +55,8 @@ def project(points: Tensor, origins: Tensor, limits: tuple[Tensor, Tensor], budg
     if budget.norm == "l2":
         change = points - origins
         size = _length(change.double())
-        slack = _HALF_SPACING * 2 * origins[0].numel() ** 0.5 * max(1.0, float(limits[1].abs().max()))
+        largest = max(1.0, float(limits[0].abs().max()), float(limits[1].abs().max()))
+        slack = _ROUNDING * largest * math.prod(origins.shape[1:]) ** 0.5
         radius = max(budget.epsilon - slack, 0.0)
         points = origins + (change.double() * torch.clamp(radius / size.clamp_min(1e-300), max=1.0)).float()
     return torch.minimum(torch.maximum(points, limits[0]), limits[1])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from edgeprune.errors import DataError
 from edgeprune.files import replacing
@@ -91,11 +91,11 @@ class FileOutcome:
     def load(cls, path: Path) -> FileOutcome:
         """Read what `save` wrote; DataError when it is something else or broken."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in _ARRAYS}
-                texts = {name: archive[name].tobytes() for name in _RECORDS}
+            with zipfile.ZipFile(path) as archive:
+                arrays = {name: _read_array(archive, name) for name in _ARRAYS}
+                texts = {name: _read_array(archive, name).tobytes() for name in _RECORDS}
             records: dict[str, Any] = {n: kind.model_validate_json(texts[n]) for n, kind in _RECORDS.items()}
-        except (OSError, KeyError, ValueError, ValidationError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path} is not the outcome of an attack: {type(error).__name__}", hint="delete it and run again"
             ) from error
@@ -139,3 +139,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(member, buffer.getbuffer(), compresslevel=1)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
