@@ -25,7 +25,7 @@ from edgeprune import protocols
 from edgeprune.config import AttackConfig
 from edgeprune.errors import DataError, MeasurementError, UsageError
 from edgeprune.robustness import evaluate
-from edgeprune.robustness.evaluate import FileOutcome, FilePredictions
+from edgeprune.robustness.evaluate import FilePredictions
 from edgeprune.robustness.health import Health, warnings
 from edgeprune.robustness.second_look import to_8_bits
 from edgeprune.robustness.verdicts import checked_logits, margins, predictions
@@ -398,64 +398,3 @@ def test_subset_of_everything_is_the_split_itself():
     split = split_of(grid_images(5), np.arange(5))
     assert evaluate.attack_subset(split, None, 0) is split
     assert evaluate.attack_subset(split, 5, 0) is split
-
-
-# ------------------------------------------------------------------------------------------ evidence
-
-
-@pytest.fixture(scope="module")
-def pair():
-    images = grid_images(20)
-    dense, compressed = small_network(0), small_network(0)
-    with torch.no_grad():
-        compressed[4].weight.mul_(torch.linspace(0.8, 1.2, 128))
-    labels = labels_of(dense, images)
-    return attacked(dense, images, labels, 0.02), attacked(compressed, images, labels, 0.02, side="compressed")
-
-
-def test_outcome_survives_a_killed_run(tmp_path, pair):
-    pair[0].save(tmp_path / "dense.npz")
-    again = FileOutcome.load(tmp_path / "dense.npz")
-    for field in dataclasses.fields(FileOutcome):
-        before, after = getattr(pair[0], field.name), getattr(again, field.name)
-        if isinstance(before, np.ndarray):
-            assert np.array_equal(before, after)
-            assert before.dtype == after.dtype
-        else:
-            assert before == after
-    assert compared(again, pair[1]) == compared(*pair)
-
-
-def test_same_outcome_makes_the_same_bytes(tmp_path, pair):
-    evaluate.write_evidence(tmp_path / "a.npz", *pair)
-    evaluate.write_evidence(tmp_path / "b.npz", *pair)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 half a zip"])
-def test_a_broken_outcome_is_refused(tmp_path, content):
-    path = tmp_path / "broken.npz"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="not the outcome of an attack"):
-        FileOutcome.load(path)
-
-
-def test_an_outcome_with_pickled_arrays_is_refused(tmp_path):
-    np.savez(tmp_path / "evil.npz", ids=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="not the outcome of an attack"):
-        FileOutcome.load(tmp_path / "evil.npz")
-
-
-def test_evidence_can_be_replayed_on_the_files(tmp_path, pair):
-    evaluate.write_evidence(tmp_path / "evidence.npz", *pair)
-    with np.load(tmp_path / "evidence.npz", allow_pickle=False) as evidence:
-        assert set(evidence.files) == set(evaluate.evidence(*pair))
-        adversarials, labels = evidence["dense_adversarials"], evidence["labels"]
-        assert adversarials.dtype == np.float32
-        assert evidence["ids"].dtype == evidence["compressed_clean"].dtype == np.int64
-        assert evidence["dense_fell"].dtype == evidence["compressed_rounded"].dtype == np.bool_
-        said = labels_of(small_network(0), adversarials)
-        assert np.array_equal(said, evidence["dense_adversarial"])
-        assert np.array_equal(said != labels, evidence["dense_fell"])
-        assert 0 < evidence["dense_fell"].sum() < 20

@@ -92,7 +92,7 @@ class FileOutcome:
         """Read what `save` wrote; DataError when it is something else or broken."""
         try:
             with zipfile.ZipFile(path) as archive:
-                arrays = {name: _read_array(archive, name) for name in _ARRAYS}
+                arrays: dict[str, Any] = {name: _read_array(archive, name) for name in _ARRAYS}
                 texts = {name: _read_array(archive, name).tobytes() for name in _RECORDS}
             records: dict[str, Any] = {n: kind.model_validate_json(texts[n]) for n, kind in _RECORDS.items()}
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
