@@ -60,6 +60,8 @@ class RunFolder:
                 raise OutputError(
                     f"another edgeprune run is writing to {path}", hint="wait for it, or give --out another folder"
                 ) from None
+            for left in path.rglob(".*.partial*"):  # beside what a killed run was about to rename
+                left.unlink(missing_ok=True)
             yield cls(path, say)
 
     def stage(
