@@ -313,6 +313,16 @@ def test_network_is_left_as_it_was_found_after_an_error():
     assert all(weight.requires_grad for weight in module.parameters())
 
 
+def test_exported_program_can_give_the_gradients():
+    module, images = small_network(), grid_images(20)
+    labels = labels_of(module, images)
+    shapes = ({0: torch.export.Dim("n")},)
+    program = torch.export.export(module, (torch.zeros(2, *SHAPE),), dynamic_shapes=shapes).module()
+    victim = Victim(ModuleSession(module).logits, program, (0.0, 1.0))
+    expected = run(module, images, labels, budget_of(0.02))
+    assert torch.equal(run(module, images, labels, budget_of(0.02), victim).fell, expected.fell)
+
+
 def test_attack_works_inside_no_grad_and_inference_mode():
     module, images = linear(), grid_images(10)
     labels = labels_of(module, images)

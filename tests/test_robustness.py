@@ -166,15 +166,26 @@ def test_disagreement_of_network_and_file_is_measured():
     assert any("network and file disagree on 40 of 40" in line for line in warnings("dense", outcome.health))
 
 
+def test_errors_of_the_network_are_not_taken_for_errors_of_the_device():
+    class Broken(torch.nn.Module):
+        def forward(self, images):
+            raise RuntimeError("a bug in the network")
+
+    images = grid_images(4)
+    with pytest.raises(RuntimeError, match="a bug in the network"):
+        attacked(linear(), images, labels_of(linear(), images), 0.1, twin=Broken())
+
+
 def test_no_images_is_an_error():
     with pytest.raises(DataError, match="no images"):
         attacked(linear(), grid_images(0), np.zeros(0, np.int64), 0.1)
 
 
-def test_unknown_device_is_a_usage_error():
+@pytest.mark.parametrize("device", ["quantum", "cuda:99"])
+def test_device_that_is_not_there_is_a_usage_error(device):
     module, images = linear(), grid_images(4)
     split = split_of(images, labels_of(module, images))
-    with pytest.raises(UsageError, match="cannot use the device quantum"):
+    with pytest.raises(UsageError, match=f"cannot use the device {device}"):
         evaluate.attack_file(
             ModuleSession(module),
             module,
@@ -182,7 +193,7 @@ def test_unknown_device_is_a_usage_error():
             threat_of(split, 0.1),
             sha256=SHA["dense"],
             gradient_source="torch module",
-            device="quantum",
+            device=device,
             progress=silent,
         )
 

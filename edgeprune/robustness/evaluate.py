@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,15 +130,15 @@ def attack_file(
     began = time.perf_counter()
     if not len(split):
         raise DataError("no images to attack", hint="give test data, or a larger --attack-samples")
-    images, labels, clean = split.source.read(split.ids), split.labels(), predict(session, split)
+    images = np.array(split.source.read(split.ids), np.float32)  # a copy: torch wants to be able to write
+    labels, clean = split.labels(), predict(session, split)
     right = np.flatnonzero(clean == labels)
-    with _on(module, device) as twin:
-        stage = Stage(session, twin, threat)
-        found = stage.attack(images[right], labels[right], lambda text, share: progress(text, 0.9 * share))
-        progress("verifying the adversarials again", 0.9)
-        claims = stage.look_again(found, images[right], labels[right])
-        progress("probing the attack", 0.95)
-        watched = stage.watch(found, claims, images, labels, clean)
+    stage = Stage(session, _on(module, device), threat)
+    found = stage.attack(images[right], labels[right], lambda text, share: progress(text, 0.9 * share))
+    progress("verifying the adversarials again", 0.9)
+    claims = stage.look_again(found, images[right], labels[right])
+    progress("probing the attack", 0.95)
+    watched = stage.watch(found, claims, images, labels, clean)
     fell, rounded, dead = (np.zeros(len(labels), bool) for _ in range(3))
     fell[right], rounded[right] = claims.believed, claims.rounded
     dead[right] = ~found.gradient_health.numpy()
@@ -192,15 +190,14 @@ def _at(record: AttackedFile, confidence: float) -> AttackedFile:
     return record.model_copy(update=again)
 
 
-@contextmanager
-def _on(module: nn.Module, device: str) -> Iterator[nn.Module]:
+def _on(module: nn.Module, device: str) -> nn.Module:
     """The module on `device`: itself where it is there already, else a copy; the caller's stays where it is."""
     import torch
 
     try:
         wanted = torch.device(device)
-        tensors = (*module.parameters(), *module.buffers())
-        there = all(tensor.device.type == wanted.type for tensor in tensors)
-        yield module if there else copy.deepcopy(module).to(wanted)
-    except RuntimeError as error:
-        raise UsageError(f"torch cannot use the device {device}: {error}", hint="set --device cpu") from error
+        there = all(tensor.device.type == wanted.type for tensor in (*module.parameters(), *module.buffers()))
+        return module if there else copy.deepcopy(module).to(wanted)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"torch cannot use the device {device}: {reason}", hint="set --device cpu") from error

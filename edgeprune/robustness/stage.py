@@ -18,13 +18,13 @@ from edgeprune.robustness.gradients import at_rest
 from edgeprune.robustness.health import FLAT_GAIN, Health
 from edgeprune.robustness.second_look import Verified, verify
 from edgeprune.robustness.verdicts import checked_logits, predictions
-from edgeprune.types import AttackBudget, Victim
+from edgeprune.types import AttackBudget, AttackOutcome, Victim
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.records import ThreatModel
-    from edgeprune.types import AttackOutcome, Floats, Ints, Progress
+    from edgeprune.types import Floats, Ints, Progress
 
 PROBED = 10
 _SAME = 1e-6  # relative: logits that differ by less did not change
@@ -87,7 +87,9 @@ class Stage:
     def _run(self, images: Floats, labels: Ints, budget: AttackBudget, progress: Progress) -> AttackOutcome:
         attack: protocols.Attack = protocols.find("attack", self.threat.attack)
         victim = Victim(self.session.logits, self.twin, self.threat.bounds)
-        return attack(victim, torch.from_numpy(images), torch.from_numpy(labels), budget, progress=progress)
+        found = attack(victim, torch.from_numpy(images), torch.from_numpy(labels), budget, progress=progress)
+        gain = None if found.gain is None else found.gain.cpu()
+        return AttackOutcome(found.adversarials.cpu(), found.fell.cpu(), found.gradient_health.cpu(), gain)
 
     def _budget(self, epsilon: float, restarts: int) -> AttackBudget:
         return AttackBudget(self.threat.norm, epsilon, self.threat.steps, restarts, self.threat.seed)
