@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeprune.errors import OutputError
@@ -33,7 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what could not be made
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager

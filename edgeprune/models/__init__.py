@@ -8,5 +8,6 @@ from edgeprune.models.bundle import save
 from edgeprune.models.loading import from_module, load
 from edgeprune.models.preprocessing import with_preprocessing
 from edgeprune.models.probing import digest
+from edgeprune.models.sanity import doubt_preprocessing
 
-__all__ = ["digest", "from_module", "load", "save", "with_preprocessing"]
+__all__ = ["digest", "doubt_preprocessing", "from_module", "load", "save", "with_preprocessing"]

@@ -142,6 +142,8 @@ def _as_edits(bundle: ModelBundle, encoder: Encoder) -> Json:
     architecture = bundle.architecture
     if architecture.kind != "constructor":
         raise Opaque("no constructor is known")
+    if architecture.reference.startswith("__main__:"):
+        raise Opaque("the constructor is in a script or notebook that another process does not have")
     try:
         json.dumps(architecture.arguments)
     except TypeError as error:

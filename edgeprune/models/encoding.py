@@ -182,6 +182,8 @@ def reference_of(thing: Any, name: str) -> str:
         module = next((m for m in ("torch", "torch._C._nn") if f"{m}.{qualname}" in FUNCTIONS), None)
     if module is None or not qualname.isidentifier():
         raise Opaque(f"{name} is {qualname or thing!r}, which cannot be found by name")
+    if module == "__main__":
+        raise Opaque(f"{name} is {qualname}, defined in a script or notebook that another process does not have")
     return f"{module}.{qualname}"
 
 

@@ -23,25 +23,10 @@ from torch import _weights_only_unpickler
 from edgeprune.errors import ModelError, UntrustedModelError
 
 _NEVER = frozenset(
-    [
-        "os",
-        "posix",
-        "nt",
-        "sys",
-        "subprocess",
-        "shutil",
-        "runpy",
-        "importlib",
-        "ctypes",
-        "socket",
-        "pty",
-        "webbrowser",
-        "code",
-        "multiprocessing",
-    ]
+    ("os", "posix", "nt", "sys", "subprocess", "shutil", "runpy", "importlib", "ctypes", "socket", "pty", "webbrowser")
 )
-_NEVER_BUILTINS = frozenset(
-    "builtins." + name for name in ["eval", "exec", "compile", "open", "__import__", "input", "breakpoint"]
+_NEVER_FUNCTIONS = frozenset(
+    ("io.open", "_io.open", "_io.FileIO", "builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__")
 )
 _DICTS_BY_CALL = {"collections.defaultdict"}
 _DICTS_BY_NEW = {
@@ -98,8 +83,14 @@ def read(path: Path) -> Any:
 
 
 def check_archive(path: Path) -> None:
-    """ModelError when the file is an archive that would unpack to more than its own size, or TorchScript."""
+    """ModelError for what torch.save cannot have written: cut short, unpacking to more than its size, TorchScript."""
     if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.startswith(b"PK"):
+            raise broken(path, EOFError("the archive is cut short"))
+        if not start.startswith(b"\x80"):
+            raise broken(path, ValueError("it does not begin like a file of torch.save"))
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -141,7 +132,7 @@ def _names(path: Path) -> list[str]:
 
 def _refuse_attacks(names: list[str], path: Path) -> None:
     """A courtesy, not the defence: nothing of the file would run anyway, but its owner should know."""
-    bad = [name for name in names if name.split(".")[0] in _NEVER or name in _NEVER_BUILTINS]
+    bad = [name for name in names if name.split(".")[0] in _NEVER or name in _NEVER_FUNCTIONS]
     if bad:
         raise UntrustedModelError(
             f"{path} names {', '.join(bad)}: no model needs that, and the file may be an attack",

@@ -15,6 +15,8 @@ from edgeprune.errors import ModelError, UsageError
 from edgeprune.models.outputs import describe
 from edgeprune.types import Shape
 
+_ONE_INPUT = "wrap it in a module whose forward takes images and fills in the rest"
+
 
 def digest(module: nn.Module) -> str:
     """sha256 over sorted names, shapes, dtypes and bytes of the state_dict."""
@@ -48,6 +50,10 @@ def count_classes(module: nn.Module, shape: Shape, path: str) -> int:
     except UsageError:
         raise
     except Exception as error:  # code of the user's: it raises whatever it likes when a shape does not fit
+        if isinstance(error, TypeError) and "positional argument" in str(error):
+            raise ModelError(
+                f"the network of {path} does not take one batch of images alone", where=str(error), hint=_ONE_INPUT
+            ) from error
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UsageError(
             f"the network does not take images of shape {','.join(map(str, shape))} (channels, height, width)",
