@@ -150,5 +150,5 @@ def _call(build: Any, arguments: Mapping[str, Any], name: str) -> nn.Module:
                 f"{name} failed: {type(error).__name__}: {error}", hint="set its arguments with --arch-args"
             ) from error
     if not isinstance(module, nn.Module):
-        raise UsageError(f"{name} made a {type(module).__name__}, not a torch module")
+        raise UsageError(f"{name} made a {type(module).__name__}, not a torch module", hint="check --arch")
     return module

@@ -33,7 +33,7 @@ def build(description: Any, trust: Trust, path: str) -> Any:
     """
     missing = tuple(name for name in _names(description) if not _admitted(name, trust))
     if missing:
-        raise untrusted(missing, path)
+        raise untrusted(missing, path, trust)
     builder = _Builder(trust, path)
     try:
         return builder.value(description)
@@ -50,9 +50,10 @@ def clean_tensor(tensor: Tensor, name: str, path: str) -> Tensor:
             hint="bring the network as it was before it was quantized or converted",
         )
     if tensor.device.type != "cpu":
-        raise ModelError(f"{name} in {path} has a shape but no values (device {tensor.device.type})")
+        raise ModelError(f"{name} in {path} has a shape but no values", hint="save the network with its weights")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ModelError(f"{name} in {path} claims {tensor.numel():,} values and does not hold them")
+        what = f"{name} in {path} claims {tensor.numel():,} values and does not hold them"
+        raise ModelError(what, hint="save a contiguous copy of it")
     plain = tensor.detach()
     return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
 

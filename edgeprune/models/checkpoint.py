@@ -81,10 +81,12 @@ def fill(module: nn.Module, state: Mapping[str, Any], path: str) -> None:
 
 
 def _without_shell(content: Any) -> Any:
-    while isinstance(content, Placeholder) and content.reference in _SHELLS and isinstance(content.state, dict):
-        children = content.state.get("_modules")
+    """The network inside DataParallel and the like: its child, or the first argument that it was made with."""
+    while isinstance(content, Placeholder) and content.reference in _SHELLS:
+        children = content.state.get("_modules") if isinstance(content.state, dict) else None
         inner = children.get(_SHELLS[content.reference]) if isinstance(children, dict) else None
-        if inner is None:
+        inner = inner or next(iter(content.arguments), None)
+        if not isinstance(inner, Placeholder):
             break
         content = inner
     return content

@@ -157,16 +157,32 @@ def admitted_value(reference: str, trust: Trust) -> object | None:
     return admitted_class(reference, trust)
 
 
-def untrusted(names: tuple[str, ...], path: str) -> UntrustedModelError:
+def untrusted(names: tuple[str, ...], path: str, trust: Trust = NOBODY) -> UntrustedModelError:
     """The error for names that are not admitted, with the flag that would admit them."""
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    prefixes = sorted({name.split(".")[0] for name in names})
-    hint = "if you trust that code: " + " ".join(f"--trust {prefix}" for prefix in prefixes)
-    if "__main__" in prefixes:
+    flags = sorted({f"--trust {_narrowest(name, trust)}" for name in names})
+    hint = f"if you trust that code: {' '.join(flags)}"
+    if len(flags) > 4:
+        hint = "bring a state_dict with --arch: torch.save(model.state_dict(), path)"
+    if any(name.startswith("__main__.") for name in names):
         hint = "its classes were defined in a script: --trust path/to/that_script.py, or bring a state_dict with --arch"
     return UntrustedModelError(
         f"{path} needs code that was not admitted: {shown}", where="nothing of it was run", hint=hint
     )
+
+
+def _narrowest(name: str, trust: Trust) -> str:
+    """What `--trust` would have to say: the module; the full name in the big libraries and for functions."""
+    owner = name.rpartition(".")[0]
+    whole = trust.covers(owner) or owner.split(".")[0] in (
+        "torch",
+        "torchvision",
+        "timm",
+        "builtins",
+        "numpy",
+        "functools",
+    )
+    return name if whole else owner
 
 
 def _under(name: str, prefixes: tuple[str, ...]) -> bool:
