@@ -80,9 +80,10 @@ def _places(names: list[str], classes: tuple[str, ...], folder: Path) -> dict[st
     if all(name.isdecimal() for name in names):
         ascending = sorted(names, key=int)
         if ascending != names and numbered:
+            word, number = next(pair for pair in zip(names, ascending, strict=True) if pair[0] != pair[1])
             raise DataError(
-                f"the class folders of {folder} can be read in two orders: {names[1]} after {names[0]} as words, "
-                f"{ascending[1]} as numbers",
+                f"the class folders of {folder} can be read in two orders",
+                where=f"class {names.index(word)} is {word} when sorted as words, {number} when sorted as numbers",
                 hint="set model.classes to the folders' names, in the order of the logits",
             )
         if len(names) < len(classes):

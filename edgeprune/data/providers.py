@@ -119,7 +119,10 @@ def open_torchvision(name: str, role: Role, model: ModelBundle) -> DatasetSource
 
 def _dataset(dataset: Any, model: ModelBundle, name: str) -> DatasetSource:
     known = next((getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
-    labels = np.asarray([dataset[index][1] for index in range(len(dataset))] if known is None else known)
+    try:
+        labels = np.asarray([dataset[index][1] for index in range(len(dataset))] if known is None else known)
+    except Exception as error:  # code of the user's: whatever it raises, it is not ours to interpret
+        raise DataError(f"the labels of {name} cannot be read: {type(error).__name__}: {error}") from error
     if labels.ndim != 1 or len(labels) != len(dataset) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"the labels of {name} are not one whole number an image")
     return DatasetSource(dataset, labels.astype(np.int64), model, name)
