@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from edgeprune import preflight
 from edgeprune.config import Config
 from edgeprune.console import Console
-from edgeprune.errors import UsageError
-from edgeprune.files import sha256_of, write_text
+from edgeprune.files import sha256_of, write_text, writing
 from edgeprune.latency.profiles import load_profile
 from edgeprune.records import (
     AccuracyComparison,
@@ -22,9 +24,10 @@ from edgeprune.records import (
 )
 from edgeprune.runfolder import RunFolder
 from edgeprune.steps import EVIDENCE, Exported, Planned, Recovered, Run
-from edgeprune.types import Split
+from edgeprune.types import ModelBundle, Split
 
 REPORT = "report.json"
+_DOUBT_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,43 +42,39 @@ class Found:
     robustness: RobustnessComparison | Unmeasured
 
 
-def open_run(model: Path, config: Config, folder: RunFolder, console: Console, command: str) -> Run:
-    """Open the model, the data and the target; say at once what the budgets cannot be judged on."""
-    from edgeprune.data import open_split, overlap
-    from edgeprune.gate import unsupported
+@contextmanager
+def open_run(model: Path, config: Config, out: Path, console: Console, command: str) -> Iterator[Run]:
+    """Open the target, the model, the data, then the run folder; say at once what the budgets cannot be judged on.
+
+    Nothing is written before everything was opened. The report of the run before goes: a folder with a report in it
+    is a finished run.
+    """
     from edgeprune.models import load
 
     _set_threads(config.run.torch_threads)
     profile = load_profile(config.run.target)
-    if config.prune.goal().kind in ("speedup", "latency_ms") and not profile.is_local:
-        raise UsageError(
-            f"a goal in time needs a device to measure on, and {profile.name} is not this machine",
-            hint="use --macs-ratio or --ratio, or --target cpu",
-        )
+    preflight.check_settings(config, profile)
     bundle = load(model, config.model)
-    data, seed = config.data, config.run.seed
-    train = open_split(data.train, "train", bundle, seed=seed) if data.train else None
-    test = open_split(data.test, "test", bundle, samples=data.samples, seed=seed) if data.test else None
-    warnings: list[str] = []
-    if train and test and (shared := overlap(train, test)):
-        warnings.append(f"{shared} of the {len(test)} test images are training images, too")
-    if test:
-        attacked = min(len(test), config.attack.samples or len(test))
-        warnings.extend(unsupported(config.budget, len(test), attacked))
+    preflight.check_model(bundle, config)
+    train, test = _open_data(bundle, config)
+    with console.task("looking over the model and the data"):
+        warnings = _doubts(bundle, train, test, config)
     for warning in warnings:
         console.warn(warning)
-    return Run(
-        bundle=bundle,
-        file_sha256=sha256_of(model),
-        train=train,
-        test=test,
-        profile=profile,
-        config=config,
-        folder=folder,
-        console=console,
-        command=command,
-        warnings=tuple(warnings),
-    )
+    with RunFolder.opened(out, console.say) as folder:
+        _remove_report(folder.path)
+        yield Run(
+            bundle=bundle,
+            file_sha256=sha256_of(model),
+            train=train,
+            test=test,
+            profile=profile,
+            config=config,
+            folder=folder,
+            console=console,
+            command=command,
+            warnings=warnings,
+        )
 
 
 def finish(run: Run, found: Found) -> Report:
@@ -122,6 +121,43 @@ def finish(run: Run, found: Found) -> Report:
     write_text(run.folder.path / REPORT, report.to_json())
     render(report, run.folder.path)
     return report
+
+
+def _open_data(bundle: ModelBundle, config: Config) -> tuple[Split | None, Split | None]:
+    from edgeprune.data import open_split
+
+    data, seed, trust = config.data, config.run.seed, config.model.trust
+    train = open_split(data.train, "train", bundle, seed=seed, trust=trust) if data.train else None
+    if data.test is None:
+        return train, None
+    test = open_split(data.test, "test", bundle, samples=data.samples, seed=seed, trust=trust)
+    preflight.check_samples(test, config)
+    return train, test
+
+
+def _doubts(bundle: ModelBundle, train: Split | None, test: Split | None, config: Config) -> tuple[str, ...]:
+    """What makes the coming numbers doubtful, said before they are measured."""
+    from edgeprune.data import overlap
+    from edgeprune.gate import unsupported
+    from edgeprune.models import doubt_preprocessing
+
+    found = []
+    if labelled := train or test:
+        found.append(doubt_preprocessing(bundle, labelled, samples=_DOUBT_IMAGES))
+    if train and test and (shared := overlap(train, test)):
+        found.append(f"{shared} of the {len(test)} test images are training images, too")
+    if test:
+        found.append(preflight.doubt_epsilon(bundle, config))
+        found.extend(unsupported(config.budget, len(test), min(len(test), config.attack.samples or len(test))))
+    return tuple(doubt for doubt in found if doubt)
+
+
+def _remove_report(folder: Path) -> None:
+    from edgeprune.reporting import FORMATS
+
+    for name in (REPORT, EVIDENCE, *FORMATS.values()):
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _split_info(split: Split) -> SplitInfo:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +36,7 @@ ExportedFile = Annotated[Path, typer.Argument(help="An exported file (.onnx or .
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Settings (default: ./edgeprune.toml if it is there).")
 ]
+_NO_BUDGETS = 'set at least one in [budget] of edgeprune.toml, for example accuracy_drop = "2 pt"'
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result alone.")]
 
 
@@ -56,6 +59,7 @@ def _options(
 @app.command()
 @settings("run", "model", "data", "prune", "recover", "latency", "attack", "budget")
 def compress(
+    context: typer.Context,
     model: ModelFile,
     config: ConfigFile = None,
     gate: Annotated[bool, typer.Option("--gate", help="End with the gate's exit code.")] = False,
@@ -72,8 +76,8 @@ def compress(
 
     loaded = load_config(config, flags)
     if gate and not loaded.budget.limits():
-        raise UsageError("--gate without budgets", hint="set at least one in [budget], for example accuracy_drop")
-    report = run(model, loaded, command=_command(), console=_messages())
+        raise UsageError("--gate without budgets", hint=_NO_BUDGETS)
+    report = run(model, loaded, command=_command(context), console=_messages())
     if as_json:
         typer.echo(report.to_json(), nl=False)
     else:
@@ -89,7 +93,7 @@ def compress(
 @app.command()
 @settings("budget")
 def gate(
-    report: Annotated[Path, typer.Argument(help="report.json of a run.", show_default=False)],
+    report: Annotated[Path, typer.Argument(help="report.json of a run, or its folder.", show_default=False)],
     artifact: Annotated[Path, typer.Option("--artifact", help="The file that is about to ship.", show_default=False)],
     config: ConfigFile = None,
     as_json: Json = False,
@@ -102,7 +106,10 @@ def gate(
     from edgeprune.records import Report, read_record
     from edgeprune.reporting.terminal import print_verdict
 
-    verdict = judge_file(read_record(Report, report), load_config(config, flags).budget, artifact)
+    budget = load_config(config, flags).budget
+    if not budget.limits():
+        raise UsageError("no budgets to judge by", hint=_NO_BUDGETS)
+    verdict = judge_file(read_record(Report, _report_of(report)), budget, artifact)
     if as_json:
         typer.echo(verdict.to_json(), nl=False)
     else:
@@ -175,7 +182,7 @@ def report(
     from edgeprune.records import Report, read_record
     from edgeprune.reporting import render
 
-    path = run / "report.json" if run.is_dir() else run
+    path = _report_of(run)
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
     for written in render(read_record(Report, path), path.parent, wanted):
         typer.echo(written)
@@ -220,14 +227,12 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the network and of the run.", min=0)] = 0,
 ) -> None:
     """Train a small network on real handwritten digits, then compress, measure, attack and judge it."""
-    import os
-
     from edgeprune.demo import write_demo
 
     arguments = write_demo(folder, seed, _messages())
     typer.echo(f"\n$ cd {folder}\n$ edgeprune {shlex.join(arguments)}\n")
     os.chdir(folder)
-    raise typer.Exit(app(arguments, standalone_mode=False) or 0)
+    raise typer.Exit(app(arguments, standalone_mode=False, obj=arguments) or 0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -239,29 +244,48 @@ def main(argv: list[str] | None = None) -> None:
 
 def _guarded(arguments: list[str], debug: bool) -> int:
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
-    except typer.Exit as stop:
-        return stop.exit_code
+        code = int(app(arguments, standalone_mode=False, obj=arguments) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has gone, as in `edgeprune inspect model.pt | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, typer.Abort):
         message, code = "interrupted: the same command goes on from the last finished stage", ExitCode.INTERRUPTED
-    except EdgepruneError as error:
-        message, code = str(error), error.exit_code
-        if debug:
-            traceback.print_exc()
-    except Exception as error:  # a bug of ours: said as one, never shown as a result
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's usage errors
-            message, code = f"{error.format_message()}\n  `edgeprune --help` lists what there is", ExitCode.USAGE
-        else:
-            message = f"{type(error).__name__}: {error}\n  this is a bug of edgeprune: --debug shows where"
-            code = ExitCode.NO_RESULT
+    except Exception as error:  # noqa: BLE001  # the last fence: a bug of ours is said as one, never shown as a result
+        message, code = _said(error)
         if debug:
             traceback.print_exc()
     typer.echo(f"error: {message}", err=True)
     return int(code)
 
 
-def _command() -> str:
-    return shlex.join(["edgeprune", *sys.argv[1:]])
+def _said(error: Exception) -> tuple[str, ExitCode]:
+    """What to tell the user of an error, and the exit code."""
+    if isinstance(error, EdgepruneError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's usage errors
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "edgeprune"
+        return f"{error.format_message()}\n  `{command} --help` lists what there is", ExitCode.USAGE
+    if isinstance(error, OSError):
+        place = f"cannot use {error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}\n  check the path, the permissions and the space", ExitCode.NO_RESULT
+    if isinstance(error, MemoryError):
+        return "out of memory\n  use a smaller --batch-size, or fewer images (--samples)", ExitCode.NO_RESULT
+    name = type(error).__name__
+    return f"{name}: {error}\n  this is a bug of edgeprune: --debug shows where", ExitCode.NO_RESULT
+
+
+def _report_of(run: Path) -> Path:
+    path = run / "report.json" if run.is_dir() else run
+    if not path.exists():
+        raise UsageError(f"no such report: {path}", hint="`edgeprune compress` writes it when a run has finished")
+    return path
+
+
+def _command(context: typer.Context) -> str:
+    return shlex.join(["edgeprune", *context.obj])
 
 
 def _stdout() -> Terminal:

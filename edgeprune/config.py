@@ -6,45 +6,22 @@ wins over the file, the file over the default. Unknown keys are errors that name
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from edgeprune.errors import UsageError
 from edgeprune.protocols import did_you_mean
+from edgeprune.quantities import Bytes, Drop, Epsilon, Milliseconds, Times
 from edgeprune.types import Goal
 
 FILE_NAME = "edgeprune.toml"
-
-_UNITS = {"pt": 0.01, "%": 0.01, "x": 1.0, "ms": 1.0, "s": 1000.0, "B": 1, "kB": 1e3, "MB": 1e6, "KiB": 1024, "MiB": 1024**2}
-
-
-def quantity(*units: str) -> BeforeValidator:
-    """Validator that reads "2 pt", "3.5 ms", "1.5x" or a bare number as a number in the base unit."""
-
-    def read(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        for unit in sorted(units, key=len, reverse=True):
-            if value.strip().endswith(unit):
-                return float(value.strip()[: -len(unit)]) * _UNITS[unit]
-        return float(value)
-
-    return BeforeValidator(read)
-
-
-def _epsilon(value: object) -> object:
-    return str(Fraction(value)) if isinstance(value, str) else value
-
-
-Drop = Annotated[float, quantity("pt", "%"), Field(ge=0, le=1)]
-Bytes = Annotated[float, quantity("B", "kB", "MB", "KiB", "MiB"), Field(gt=0)]
-Milliseconds = Annotated[float, quantity("ms", "s"), Field(gt=0)]
-Times = Annotated[float, quantity("x"), Field(gt=0)]
 
 
 def setting(default: Any, help: str, *, flag: str = "", **limits: Any) -> Any:
@@ -89,7 +66,9 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    train: Path | None = setting(None, "Training data: importance, calibration, recovery.")
+    train: Path | None = setting(
+        None, "Training data: importance, calibration, recovery. An .npz, a folder, a .csv, module:function."
+    )
     test: Path | None = setting(None, "Test data: every number that is reported.")
     samples: int | None = setting(None, "Report on this many test images (stratified, by the seed).", gt=0)
 
@@ -146,11 +125,20 @@ class LatencyConfig(Section):
         0.1, "Widest interval of dense against dense that supports a verdict.", flag="timing-control-limit", gt=0
     )
 
+    @field_validator("runtimes")
+    @classmethod
+    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("must name at least one runtime")
+        if len(set(names)) < len(names):
+            raise ValueError("must name each runtime once")
+        return names
+
 
 class AttackConfig(Section):
     attack: str = setting("pgd", "Which attack is run on the exported file.")
     norm: Literal["linf", "l2"] = setting("linf", "Norm of the perturbation.")
-    eps: Annotated[str, BeforeValidator(_epsilon)] = setting("8/255", "Largest perturbation, in pixel units.")
+    eps: Epsilon = setting("8/255", "Largest perturbation, in pixel units.")
     steps: int = setting(40, "Gradient steps a restart.", flag="attack-steps", gt=0)
     restarts: int = setting(2, "Random starts.", flag="attack-restarts", gt=0)
     samples: int | None = setting(None, "Attack this many test images (default: all).", flag="attack-samples", gt=0)
@@ -158,12 +146,6 @@ class AttackConfig(Section):
     @property
     def epsilon(self) -> float:
         return float(Fraction(self.eps))
-
-    @model_validator(mode="after")
-    def _positive(self) -> AttackConfig:
-        if Fraction(self.eps) <= 0:
-            raise ValueError("eps must be above 0")
-        return self
 
 
 class BudgetConfig(Section):
@@ -190,6 +172,18 @@ class RunConfig(Section):
     torch_threads: int | None = setting(None, "Threads of torch itself (default: all cores).", gt=0)
 
 
+_GOALS = {"ratio", "macs_ratio", "speedup", "latency_ms"}
+_LIMITS = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+}
+Tables = Mapping[str, Mapping[str, object]]
+"""Section -> {name: value}."""
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -203,14 +197,19 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
 
+def settings_of(section: str) -> dict[str, FieldInfo]:
+    """The settings of a section, by name."""
+    fields: dict[str, FieldInfo] = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    return fields
+
+
 def flag_of(section: str, name: str) -> str:
     """The command-line option (without dashes) that sets `section.name`."""
-    field = Config.model_fields[section].annotation.model_fields[name]  # type: ignore[union-attr]
-    extra = field.json_schema_extra
+    extra = settings_of(section)[name].json_schema_extra
     return str(extra["flag"]) if isinstance(extra, dict) else name.replace("_", "-")
 
 
-def load_config(path: Path | None, flags: Mapping[str, Mapping[str, object]]) -> Config:
+def load_config(path: Path | None, flags: Tables) -> Config:
     """Read `path` (default: ./edgeprune.toml if it is there) and lay the flags over it.
 
     `flags` maps section to {name: value}. Paths in the file are relative to the file. UsageError names the key,
@@ -221,43 +220,100 @@ def load_config(path: Path | None, flags: Mapping[str, Mapping[str, object]]) ->
     tables = _read(path) if path else {}
     merged: dict[str, dict[str, object]] = {}
     for section in {*tables, *flags}:
-        table = tables.get(section, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"unknown key in {path}: {section}", hint=did_you_mean(section, tuple(Config.model_fields)))
-        over = dict(flags.get(section, {}))
-        if section == "prune" and {"ratio", "macs_ratio", "speedup", "latency_ms"} & over.keys():
-            table = {k: v for k, v in table.items() if k not in {"ratio", "macs_ratio", "speedup", "latency_ms"}}
+        table, over = tables.get(section, {}), dict(flags.get(section, {}))
+        if section == "prune" and _GOALS & over.keys():  # a goal on the command line takes the place of the file's
+            table = {key: value for key, value in table.items() if key not in _GOALS}
         merged[section] = {**table, **over}
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise _explain(error, path, flags) from error
+        raise _explain(error, path, merged, flags) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         with path.open("rb") as file:
             tables = tomllib.load(file)
     except FileNotFoundError:
-        raise UsageError(f"no such configuration file: {path}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    for section, name in (("data", "train"), ("data", "test"), ("run", "out")):
-        table = tables.get(section)
-        if isinstance(table, dict) and isinstance(table.get(name), str):
-            table[name] = path.parent / table[name]
+        raise UsageError(f"no such configuration file: {path}", hint="check --config") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}", hint="check --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not TOML: {error}", hint="text stands in quotes, lists in [brackets], settings in [sections]"
+        ) from error
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            raise _unknown(path, "", section)
+        for name, value in table.items():
+            if isinstance(value, bool):  # pydantic would take true for 1
+                raise UsageError(f"{section}.{name} is not a switch: {str(value).lower()}", where=f"in {path}")
+    _place(tables, path.parent)
     return tables
 
 
-def _explain(error: ValidationError, path: Path | None, flags: Mapping[str, Mapping[str, object]]) -> UsageError:
+def _place(tables: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Make the paths in the file's tables relative to the file's folder. In place."""
+    for section, name in (("data", "train"), ("data", "test"), ("run", "out"), ("run", "target"), ("model", "arch")):
+        value = tables.get(section, {}).get(name)
+        is_file = str(value).partition(":")[0].endswith((".py", ".toml"))
+        is_path = is_file or name == "out" or (section == "data" and ":" not in str(value))  # not module:function
+        if isinstance(value, str) and is_path:
+            tables[section][name] = str(folder / value)
+
+
+def _explain(error: ValidationError, path: Path | None, merged: Tables, flags: Tables) -> UsageError:
+    """The first thing that is wrong, in the words of the place where the user wrote it."""
     first = error.errors(include_url=False)[0]
     section, name = (*(str(part) for part in first["loc"]), "", "")[:2]
-    known = Config.model_fields.get(section)
     if first["type"] == "extra_forbidden":
-        names = tuple(known.annotation.model_fields) if known and name else tuple(Config.model_fields)  # type: ignore[union-attr]
-        key = f"{section}.{name}" if name else section
-        return UsageError(f"unknown key in {path}: {key}", hint=did_you_mean(name or section, names))
-    place = f"--{flag_of(section, name)}" if name in flags.get(section, {}) else f"{section}.{name}".rstrip(".")
+        return _unknown(path, section if name else "", name or section)
     message = first["msg"].removeprefix("Value error, ")
-    where = "" if place.startswith("--") or path is None else f"in {path}"
+    by_flag = name in flags.get(section, {}) if name else section in flags
+    where = f"in {path}" if path and not by_flag else ""
+    if not name:  # settings that do not go together
+        return UsageError(f"[{section}] {message}", where=where)
+    value, field = merged[section][name], settings_of(section)[name]
+    place = f"{section}.{name} = {_toml(value)}"
+    if by_flag:
+        place = f"--{flag_of(section, name)} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+    if first["type"] == "literal_error":
+        known = get_args(field.annotation)
+        return UsageError(f"{place}: must be one of {', '.join(known)}", where=where, hint=_nearest(str(value), known))
+    if first["type"] != "value_error":
+        message = _LIMITS.get(first["type"], f"must be {_expected(field.annotation)}").format(**first.get("ctx", {}))
     return UsageError(f"{place}: {message}", where=where)
+
+
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    hint = did_you_mean(word, known)
+    return hint if hint.endswith("?") else ""
+
+
+def _toml(value: object) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unknown(path: Path | None, section: str, name: str) -> UsageError:
+    """The error for a key that does not exist, with the section that has one of this name, or the nearest name."""
+    elsewhere = [other for other in Config.model_fields if other != section and name in settings_of(other)]
+    known = tuple(settings_of(section)) if section in Config.model_fields else tuple(Config.model_fields)
+    hint = f"it belongs into [{'] or ['.join(elsewhere)}]" if elsewhere else did_you_mean(name, known)
+    return UsageError(f"unknown key in {path}: {f'{section}.{name}' if section else name}", hint=hint)
+
+
+def _expected(annotation: Any) -> str:
+    """In words, what a setting of this type takes: "a whole number", "3 whole numbers"."""
+    kinds = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    arguments = get_args(annotation)
+    if annotation in kinds:
+        return kinds[annotation]
+    if get_origin(annotation) is tuple:
+        kind = kinds[arguments[0]].removeprefix("a ").replace("number", "numbers")
+        return f"a list of {kind}" if arguments[-1] is Ellipsis else f"{len(arguments)} {kind}"
+    if get_origin(annotation) is dict:
+        return "a table (JSON on the command line)"
+    if isinstance(arguments[0], str):
+        return "one of " + ", ".join(arguments)
+    return _expected(arguments[0])  # an optional setting, or one with a unit

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_origin
 
 import typer
 
-from edgeprune.config import Config, flag_of
+from edgeprune.config import flag_of, settings_of
 from edgeprune.errors import UsageError
 
 Flags = dict[str, dict[str, object]]
@@ -21,7 +21,7 @@ def settings(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
     Values stay text here (lists are split at commas): `load_config` is what validates, for flags as for the file.
     """
-    fields = [(section, name) for section in sections for name in _model(section)]
+    fields = [(section, name) for section in sections for name in settings_of(section)]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
@@ -42,13 +42,8 @@ def settings(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
-def _model(section: str) -> dict[str, Any]:
-    fields: dict[str, Any] = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    return fields
-
-
 def _parameter(section: str, name: str) -> inspect.Parameter:
-    field = _model(section)[name]
+    field = settings_of(section)[name]
     default = field.default
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     help_text = f"{field.description}" + (f" (default: {shown})" if shown not in (None, "", {}) else "")
@@ -72,7 +67,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _value(section: str, name: str, text: str) -> object:
-    annotation = _model(section)[name].annotation
+    annotation = settings_of(section)[name].annotation
     if "tuple" in str(annotation):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if get_origin(annotation) is dict:

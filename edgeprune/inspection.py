@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune import protocols
+from edgeprune import preflight, protocols
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.errors import PruningError
@@ -62,9 +62,11 @@ def inspect(model: Path, config: Config, console: Console) -> Inspection:
     from edgeprune.pruning.plan import allocate
     from edgeprune.types import Goal
 
-    bundle = load(model, config.model)
     profile = load_profile(config.run.target)
-    train = open_split(config.data.train, "train", bundle) if config.data.train else None
+    criterion: protocols.Criterion = protocols.find("criterion", config.prune.criterion)
+    bundle = load(model, config.model)
+    preflight.check_model(bundle, config)
+    train = open_split(config.data.train, "train", bundle, trust=config.model.trust) if config.data.train else None
     with console.task("tracing and proving groups") as progress:
         graph = trace(bundle, ignore=config.prune.ignore, progress=progress)
     multiple = config.prune.channel_multiple or profile.multiple_for(config.latency.runtimes[0])
@@ -72,7 +74,6 @@ def inspect(model: Path, config: Config, console: Console) -> Inspection:
     if goal.kind in ("speedup", "latency_ms"):
         goal = Goal("macs_ratio", 0.5)
     notes: tuple[str, ...] = ()
-    criterion: protocols.Criterion = protocols.find("criterion", config.prune.criterion)
     try:
         scores = criterion(bundle, graph, train, seed=config.run.seed)
         widths = allocate(graph, scores, goal, multiple)
@@ -114,7 +115,10 @@ def _accuracy(bundle: ModelBundle, config: Config, console: Console) -> Proporti
 
     if config.data.test is None:
         return Unmeasured(unmeasured="no test data was given (--test)")
-    split = open_split(config.data.test, "test", bundle, samples=config.data.samples, seed=config.run.seed)
+    split = open_split(
+        config.data.test, "test", bundle, samples=config.data.samples, seed=config.run.seed, trust=config.model.trust
+    )
+    preflight.check_samples(split, config)
     network, right, seen = bundle.network(), 0, 0
     with console.task("accuracy of the torch module") as progress, torch.no_grad():
         for images, labels in split.batches(256):

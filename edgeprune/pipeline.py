@@ -11,7 +11,6 @@ from edgeprune.assembly import Found, finish, open_run
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.records import Report
-from edgeprune.runfolder import RunFolder
 
 
 def compress(model: Path, config: Config, *, command: str = "", console: Console | None = None) -> Report:
@@ -20,9 +19,7 @@ def compress(model: Path, config: Config, *, command: str = "", console: Console
     `command` goes into the report as the way to reproduce it. Errors: those of `edgeprune.errors`; whatever was
     finished before one is kept.
     """
-    console = console or Console()
-    with RunFolder.opened(run_folder(model, config), console.say) as folder:
-        run = open_run(model, config, folder, console, command)
+    with open_run(model, config, run_folder(model, config), console or Console(), command) as run:
         planned = run.plan()
         recovered = run.recover(planned)
         exported = run.export(recovered)

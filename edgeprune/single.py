@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprune import protocols
+from edgeprune import preflight, protocols
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.data import open_split
@@ -56,9 +56,17 @@ def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: 
         raise UsageError(f"{profile.name} is not this machine, and no device is attached", hint="use --target cpu")
     if accuracy and config.data.test is None:
         raise UsageError("--accuracy needs test data", hint="give --test")
+    preflight.check_threads(config.latency.threads)
+    if against and not against.is_file():
+        raise UsageError(f"no such file: {against}", hint="--against takes an exported file")
+    if against and against.suffix != file.suffix:
+        raise UsageError(
+            f"{file.name} and {against.name} are not of one kind", hint="both files are timed in one runtime"
+        )
     runtime, session = open_file(file, config.latency.threads)
-    split = _split(config, session) if config.data.test else None
-    images = _images(config, session, split)
+    form = _form(file, config, session)
+    split = _split(config, form) if config.data.test else None
+    images = _images(config, form, split)
     timed = latency_file(file, _companions(file))
     dense = latency_file(against, _companions(against)) if against else timed
     with console.task(f"timing in {runtime.name}") as progress:
@@ -96,9 +104,13 @@ def attack_one(
 
     if config.data.test is None:
         raise UsageError("an attack needs test data", hint="give --test")
+    protocols.find("attack", config.attack.attack)
+    preflight.check_device(config.run.device)
     runtime, session = open_file(file, config.latency.threads)
     bundle = _gradient_bundle(file, gradients, config)
-    split = open_split(config.data.test, "test", bundle, samples=config.data.samples, seed=config.run.seed)
+    preflight.check_model(bundle, config)
+    _check_same_form(file, session, bundle)
+    split = _split(config, bundle)
     subset = attack_subset(split, config.attack.samples, config.run.seed)
     threat = threat_model(config.attack, bundle.preprocessing.bounds, subset, config.run.seed)
     with console.task(f"attacking in {runtime.name}") as progress:
@@ -131,7 +143,7 @@ def open_file(file: Path, threads: int) -> tuple[protocols.Runtime, protocols.Se
     Errors: UsageError when the file does not exist or no runtime serves its ending.
     """
     if not file.is_file():
-        raise UsageError(f"no such file: {file}")
+        raise UsageError(f"no such file: {file}", hint="give an exported file, such as a run's model.onnx")
     known = []
     for name in protocols.names("runtime"):
         runtime: protocols.Runtime = protocols.find("runtime", name)
@@ -165,26 +177,69 @@ def _gradient_bundle(file: Path, gradients: Path | None, config: Config) -> Mode
     return bundle
 
 
-def _split(config: Config, session: protocols.Session) -> Split:
-    assert config.data.test is not None
-    shape = config.model.input_shape or session.input_shape
+def _form(file: Path, config: Config, session: protocols.Session) -> InputForm:
+    """What images must look like for the file: what it declares itself, else what the settings say."""
+    shape = session.input_shape or config.model.input_shape
     if shape is None:
-        raise UsageError("the file leaves its input size open", hint="give --input-shape C,H,W")
-    probe = session.logits(np.zeros((1, *shape), np.float32))
-    classes = config.model.classes or tuple(str(index) for index in range(probe.shape[1]))
-    form = InputForm(shape, Preprocessing(bounds=config.model.bounds), classes)
-    return open_split(config.data.test, "test", form, samples=config.data.samples, seed=config.run.seed)
+        raise UsageError(f"{file} leaves its input size open", hint="give --input-shape C,H,W")
+    if config.model.input_shape not in (None, shape):
+        raise UsageError(
+            f"{file} takes images of shape {_words(shape)}, the settings say {_words(config.model.input_shape or ())}",
+            hint="leave --input-shape out, or name the file that belongs to the settings",
+        )
+    names = tuple(map(str, range(_count_logits(file, session, shape))))
+    classes = config.model.classes if len(config.model.classes) == len(names) else names
+    return InputForm(shape, Preprocessing(bounds=config.model.bounds), classes)
 
 
-def _images(config: Config, session: protocols.Session, split: Split | None) -> Floats:
+def _check_same_form(file: Path, session: protocols.Session, bundle: ModelBundle) -> None:
+    """ModelError unless the file takes and gives what the bundle takes and gives."""
+    found = session.input_shape or bundle.input_shape
+    count = _count_logits(file, session, found) if found == bundle.input_shape else 0
+    if count != len(bundle.classes):
+        gives = f"{count} classes" if count else f"images of shape {_words(found)}"
+        wanted = f"{len(bundle.classes)} classes" if count else _words(bundle.input_shape)
+        raise ModelError(
+            f"{bundle.source} is not the network of {file}",
+            where=f"the file has {gives}, the network {wanted}",
+            hint="give the right one with --gradients",
+        )
+
+
+def _count_logits(file: Path, session: protocols.Session, shape: tuple[int, int, int]) -> int:
+    """How many logits the file gives an image; ModelError when it takes none of that shape, or gives something else."""
+    try:
+        logits = session.logits(np.zeros((1, *shape), np.float32))
+    except Exception as error:  # each runtime raises its own, undocumented, classes
+        raise ModelError(
+            f"{session.info.name} cannot run {file} on an image of shape {_words(shape)}",
+            where=(str(error).strip().splitlines() or [type(error).__name__])[-1][:200],
+            hint="it must take float32 images (N, C, H, W)",
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ModelError(f"{file} returns an output of shape {logits.shape}", hint="a classifier returns (N, classes)")
+    return int(logits.shape[1])
+
+
+def _split(config: Config, form: ModelBundle | InputForm) -> Split:
+    assert config.data.test is not None
+    split = open_split(
+        config.data.test, "test", form, samples=config.data.samples, seed=config.run.seed, trust=config.model.trust
+    )
+    preflight.check_samples(split, config)
+    return split
+
+
+def _images(config: Config, form: InputForm, split: Split | None) -> Floats:
     if split is not None:
         return split.source.read(split.ids[:_TIMING_IMAGES])
-    shape = config.model.input_shape or session.input_shape
-    if shape is None:
-        raise UsageError("the file leaves its input size open", hint="give --input-shape C,H,W, or --test")
     low, high = config.model.bounds
-    noise = np.random.default_rng(config.run.seed).random((_TIMING_IMAGES, *shape), dtype=np.float32)
+    noise = np.random.default_rng(config.run.seed).random((_TIMING_IMAGES, *form.input_shape), dtype=np.float32)
     return np.asarray(low + noise * np.float32(high - low), np.float32)
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
 
 
 def _accuracy(session: protocols.Session, split: Split, config: Config, console: Console) -> Proportion:

@@ -132,7 +132,7 @@ class Run:
             "dense": self._model_key,
             "compressed": recovered.digest,
             "runtimes": {name: _runtime(name).version() for name in self.config.latency.runtimes},
-            "images": self.test.digest if self.test else None,
+            "images": [split.digest for split in (self.test, self.train) if split],
         }
         return self.folder.stage("export", Exported, inputs, self._export)
 
@@ -140,7 +140,12 @@ class Run:
         """Clean accuracy of both files in every runtime."""
         if self.test is None:
             return _NO_TEST
-        inputs = {**exported.digests(), "test": self.test.digest, "confidence": self.config.budget.confidence}
+        inputs = {
+            **exported.digests(),
+            **self._served,
+            "test": self.test.digest,
+            "confidence": self.config.budget.confidence,
+        }
         return self.folder.stage("accuracy", Accuracies, inputs, partial(self._accuracy, exported, self.test)).each
 
     def latency(self, exported: Exported) -> tuple[LatencyComparison, ...] | Unmeasured:
@@ -164,7 +169,12 @@ class Run:
         outcomes = []
         for side in STEMS:
             path = self.folder.path / STAGES / f"attack-{side}.npz"
-            inputs = {**exported.digests(), "threat": threat.model_dump(), "device": self.config.run.device}
+            inputs = {
+                **exported.digests(),
+                **self._served,
+                "threat": threat.model_dump(),
+                "device": self.config.run.device,
+            }
             work = partial(self._attack, exported, side, subset, threat, path)
             self.folder.stage(f"attack-{side}", AttackedFile, inputs, work)
             outcomes.append(evaluate.FileOutcome.load(path))
@@ -319,6 +329,11 @@ class Run:
     @property
     def _multiple(self) -> int:
         return self.config.prune.channel_multiple or self.profile.multiple_for(self.config.latency.runtimes[0])
+
+    @property
+    def _served(self) -> dict[str, Any]:
+        """How files are served where they are judged: the first runtime is the one that is attacked."""
+        return {"runtimes": self.config.latency.runtimes, "threads": self.config.latency.threads}
 
     @property
     def _model_key(self) -> dict[str, Any]:

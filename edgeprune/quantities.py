@@ -1,0 +1,72 @@
+"""Numbers as people write them: "2 pt", "1.5x", "3.5 ms", "500 kB", "8/255".
+
+Promise: a bare number is in the base unit (a fraction, a ratio, milliseconds, bytes), a unit is never guessed, and a
+fraction stays exact. What cannot be read is a ValueError that shows how to write it.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+_UNITS = {
+    "pt": Decimal("0.01"),
+    "%": Decimal("0.01"),
+    "x": Decimal(1),
+    "ms": Decimal(1),
+    "s": Decimal(1000),
+    "B": Decimal(1),
+    "kB": Decimal(1000),
+    "MB": Decimal(10**6),
+    "KiB": Decimal(1024),
+    "MiB": Decimal(1024**2),
+}
+_LARGEST_EPSILON = 10**6
+
+
+def _quantity(example: str, *units: str) -> BeforeValidator:
+    """Reads text with one of the units, or without, as a number in the base unit; other values pass through."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text, factor = value.strip(), Decimal(1)
+        for unit in sorted(units, key=len, reverse=True):
+            if text.endswith(unit):
+                text, factor = text[: -len(unit)].strip(), _UNITS[unit]
+                break
+        try:
+            return float(Decimal(text) * factor)
+        except InvalidOperation:
+            raise ValueError(f'must be a number such as "{example}" (units: {", ".join(units)})') from None
+
+    return BeforeValidator(read)
+
+
+def _a_drop(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError('must be from 0 to below 100 points (two points are "2 pt" or 0.02)')
+    return value
+
+
+def _exact(value: object) -> object:
+    """A fraction or a number, as text in lowest terms: 8/255 is no decimal."""
+    if not isinstance(value, str | int | float):
+        return value
+    try:
+        epsilon = Fraction(str(value).replace(" ", ""))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError('must be a fraction or a number, such as "8/255" or 0.03') from None
+    if not 0 < epsilon <= _LARGEST_EPSILON:
+        raise ValueError('must be above 0, in pixel units, such as "8/255" for pixels in [0, 1]')
+    return str(epsilon)
+
+
+Drop = Annotated[float, _quantity("2 pt", "pt", "%"), AfterValidator(_a_drop)]
+Bytes = Annotated[float, _quantity("500 kB", "B", "kB", "MB", "KiB", "MiB"), Field(gt=0)]
+Milliseconds = Annotated[float, _quantity("3.5 ms", "ms", "s"), Field(gt=0)]
+Times = Annotated[float, _quantity("1.5x", "x"), Field(gt=0)]
+Epsilon = Annotated[str, BeforeValidator(_exact)]
