@@ -7,15 +7,17 @@ seen (a secant in logarithms, kept inside what is already bracketed), stop withi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.allocation import Widths, by_macs, macs_of
+from edgeprune.pruning.allocation import Widths, by_macs, check_scores, macs_of
 from edgeprune.types import ChannelGraph, Goal, Progress, Scores
 
 TOLERANCE = 0.03
 _TRIES = 7
+_SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what a noisy pair is held to
+_LEAST, _MOST = 0.01, 0.999  # MACs ratios that make sense
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,16 @@ class Aimed:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """`met` is the share of the goal that was reached (1 and more: it is met), `macs` the share of MACs left."""
+
+    met: float
+    macs: float
+    widths: Widths
+    timing: Timing
+
+
 def aim(
     graph: ChannelGraph,
     scores: Scores,
@@ -48,35 +60,18 @@ def aim(
 
     Where no widths meet it, the fastest ones seen, with a note that says so. PruningError when nothing can go.
     """
-    tried: dict[tuple[tuple[str, int], ...], tuple[float, float, Widths, Timing]] = {}
-    low, high = 0.01, 0.999  # MACs ratios: too fast below, too slow above
-    ratio = 1 / goal.value if goal.kind == "speedup" else 0.5
-    for attempt in range(_TRIES):
-        try:
-            widths = by_macs(graph, scores, ratio, multiple)
-        except PruningError:
-            if tried or ratio < 0.5:
-                break
-            ratio = 0.5
-            continue
-        key = tuple(sorted(widths.items()))
-        if key in tried:
+    check_scores(graph, scores)
+    tries: list[_Try] = []
+    while len(tries) < _TRIES and not any(1 <= each.met <= 1 + TOLERANCE for each in tries):
+        widths = _next_widths(graph, scores, goal, multiple, tries)
+        if widths is None:
             break
+        share = macs_of(graph, widths) / graph.macs
         if progress:
-            progress(f"measuring candidate {attempt + 1}: {ratio:.0%} of the MACs", attempt / _TRIES)
+            progress(f"measuring candidate {len(tries) + 1}: {share:.0%} of the MACs", len(tries) / _TRIES)
         timing = measure(widths)
-        met, share = reached(goal, timing), macs_of(graph, widths) / graph.macs
-        tried[key] = (met, share, widths, timing)
-        if 1 <= met <= 1 + TOLERANCE:
-            break
-        low, high = (max(low, share), high) if met > 1 else (low, min(high, share))
-        if low >= high:
-            break
-        guess = share * met ** (1 / max(0.3, _slope(tried.values())))
-        ratio = guess if low < guess < high else math.sqrt(low * high)
-    if not tried:
-        raise PruningError("the plan removes nothing", hint="allow finer widths with --channel-multiple")
-    return _choose(goal, list(tried.values()))
+        tries.append(_Try(reached(goal, timing), share, widths, timing))
+    return _choose(goal, tries)
 
 
 def reached(goal: Goal, timing: Timing) -> float:
@@ -84,24 +79,56 @@ def reached(goal: Goal, timing: Timing) -> float:
     return timing.speedup / goal.value if goal.kind == "speedup" else goal.value / timing.latency_ms
 
 
-def _slope(tried: object) -> float:
+def _next_widths(
+    graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int, tries: Sequence[_Try]
+) -> Widths | None:
+    """The first proposal that has not been measured; None when the bracket holds nothing new."""
+    for ratio in _proposals(goal, tries):
+        try:
+            widths = by_macs(graph, scores, ratio, multiple)
+        except PruningError:
+            if not tries and ratio == _LEAST:
+                raise
+            continue
+        if all(widths != each.widths for each in tries):
+            return widths
+    return None
+
+
+def _proposals(goal: Goal, tries: Sequence[_Try]) -> list[float]:
+    """MACs ratios to try, the best guess first."""
+    if not tries:
+        return [1 / goal.value if goal.kind == "speedup" else 0.5, 0.5, _LEAST]
+    low = max((each.macs for each in tries if each.met > 1), default=_LEAST)  # fast enough below, too slow above
+    high = min((each.macs for each in tries if each.met < 1), default=_MOST)
+    last = tries[-1]
+    guess = last.macs * last.met ** (1 / _slope(tries))
+    if low >= high:  # noise: a wider network was the faster one
+        return []
+    halves = [low**share * high ** (1 - share) for share in (0.5, 0.25, 0.75)]
+    return [ratio for ratio in (guess, *halves) if low < ratio < high] + ([_LEAST] if low == _LEAST else [])
+
+
+def _slope(tries: Sequence[_Try]) -> float:
     """How fast the figure rises as MACs fall, in logarithms: from the two last tries, else 1 (time ~ MACs)."""
-    points = list(tried)[-2:]  # type: ignore[call-overload]
-    if len(points) < 2 or points[0][1] == points[1][1]:
+    if len(tries) < 2 or tries[-2].macs == tries[-1].macs:
         return 1.0
-    (met_a, share_a, *_), (met_b, share_b, *_) = points
-    slope = math.log(met_a / met_b) / math.log(share_b / share_a)
-    return min(max(slope, 0.3), 2.0)
+    before, last = tries[-2:]
+    slope = math.log(before.met / last.met) / math.log(last.macs / before.macs)
+    return min(max(slope, _SLOPES[0]), _SLOPES[1])
 
 
-def _choose(goal: Goal, tried: list[tuple[float, float, Widths, Timing]]) -> Aimed:
+def _choose(goal: Goal, tries: Sequence[_Try]) -> Aimed:
     name = "speed-up" if goal.kind == "speedup" else "latency"
-    good = [entry for entry in tried if entry[0] >= 1]
-    if good:
-        met, _, widths, timing = max(good, key=lambda entry: entry[1])
-        notes = () if met <= 1 + TOLERANCE else (f"the {name} goal is exceeded: the next wider plan misses it",)
-    else:
-        met, _, widths, timing = max(tried, key=lambda entry: entry[0])
-        notes = () if met >= 1 - TOLERANCE else (f"the {name} goal was not reached: this is the fastest plan seen",)
-    seen = f"aimed on candidates before recovery: {timing.speedup:.2f}x, p50 {timing.latency_ms:.3g} ms"
-    return Aimed(widths, timing, (*notes, seen))
+    good = [each for each in tries if each.met >= 1]
+    chosen = max(good, key=lambda each: each.macs) if good else max(tries, key=lambda each: each.met)
+    notes = [
+        f"aimed on candidates before recovery: {chosen.timing.speedup:.2f}x, p50 {chosen.timing.latency_ms:.3g} ms"
+    ]
+    if not good:
+        notes.insert(0, f"the {name} goal was not reached ({chosen.met:.0%} of it): this is the fastest plan seen")
+    elif chosen.met > 1 + TOLERANCE:
+        wider = any(each.met < 1 and each.macs > chosen.macs for each in tries)
+        reason = "the wider plans that were measured miss it" if wider else "no wider plan was found"
+        notes.insert(0, f"the {name} goal is exceeded ({chosen.met:.0%} of it): {reason}")
+    return Aimed(chosen.widths, chosen.timing, tuple(notes))

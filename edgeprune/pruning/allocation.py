@@ -6,8 +6,9 @@ removes nothing is an error.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,36 +16,63 @@ from edgeprune.errors import PruningError
 from edgeprune.types import ChannelGraph, Group, Scores
 
 Widths = dict[str, int]
+_Table = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """MACs as a function of the units that go: macs . (1 - out @ gone) . (1 - into @ gone), layer by layer.
+
+    `out[l, g]` is the share of layer l's outputs that goes with one unit of group g, `into` the same of its inputs;
+    `macs[l]` the layer's MACs uncut.
+    """
+
+    macs: _Table
+    out: _Table
+    into: _Table
+
+    @classmethod
+    def of(cls, graph: ChannelGraph) -> Costs:
+        rows = {layer.name: row for row, layer in enumerate(graph.layers)}
+        out, into = (np.zeros((len(graph.layers), len(graph.groups))) for _ in range(2))
+        for column, group in enumerate(graph.groups):
+            for member in group.members:
+                if member.name in rows:
+                    layer = graph.layers[row := rows[member.name]]
+                    table, channels = (out, layer.out_channels) if member.role == "out" else (into, layer.in_channels)
+                    table[row, column] += len(member.channels[0]) / channels
+        return cls(np.array([layer.macs for layer in graph.layers], dtype=np.float64), out, into)
+
+    def total(self, gone: _Table) -> float:
+        """MACs an image without `gone[g]` units of each group."""
+        return float(self.macs @ ((1 - self.out @ gone) * (1 - self.into @ gone)))
+
+    def savings(self, gone: _Table, step: _Table) -> _Table:
+        """MACs that each group alone would save by losing `step[g]` units more."""
+        outputs, inputs = self.macs * (1 - self.out @ gone), self.macs * (1 - self.into @ gone)
+        both = self.macs @ (self.out * self.into)
+        saved: _Table = step * (inputs @ self.out + outputs @ self.into) - step**2 * both
+        return saved
 
 
 def macs_of(graph: ChannelGraph, widths: Mapping[str, int]) -> int:
     """Multiply-accumulates an image when each group keeps `widths[name]` units (absent: all)."""
-    lost: dict[tuple[str, str], int] = defaultdict(int)
-    for group in graph.groups:
-        gone = group.width - widths.get(group.name, group.width)
-        for member in group.members:
-            lost[member.name, member.role] += gone * len(member.channels[0])
-    total = 0.0
-    for layer in graph.layers:
-        out = 1 - lost[layer.name, "out"] / layer.out_channels
-        into = 1 - lost[layer.name, "in"] / layer.in_channels
-        total += layer.macs * out * into
-    return round(total)
+    return round(Costs.of(graph).total(_gone(graph, widths)))
 
 
 def steps_of(group: Group, multiple: int) -> tuple[int, ...]:
-    """Widths a group may have, widest first: its own, then every multiple below it, at least one multiple.
+    """Widths a group may have, widest first: its own, then those that end every layer on the multiple.
 
-    The multiple counts channels; a unit of a grouped convolution holds several.
+    The multiple counts channels; a unit may hold several (of a grouped convolution, of the halves of a split). No
+    layer is left with less than one multiple.
     """
-    channels = max((len(m.channels[0]) for m in group.members if m.role == "out"), default=1)
-    unit_step = max(1, -(-multiple // channels))
-    below = range((group.width - 1) // unit_step * unit_step, 0, -unit_step)
-    return (group.width, *below)
+    counts = {len(member.channels[0]) for member in group.members if member.role == "out"}
+    step = math.lcm(*(multiple // math.gcd(multiple, count) for count in counts if count))
+    return (group.width, *range((group.width - 1) // step * step, 0, -step))
 
 
 def uniform(graph: ChannelGraph, ratio: float, multiple: int) -> Widths:
-    """Remove the same share of every group, to the nearest width that the multiple allows."""
+    """Remove the same share of every group, to the nearest width that the multiple allows (a tie keeps more)."""
     widths = {}
     for group in graph.groups:
         wanted = group.width * (1 - ratio)
@@ -58,30 +86,28 @@ def by_macs(graph: ChannelGraph, scores: Scores, macs_ratio: float, multiple: in
     The greedy rule for a separable knapsack (Fox 1966), with the savings priced again after every step since the
     layers of two groups share their product. Ends within one step of the goal, on the nearer side.
     """
-    goal = graph.macs * macs_ratio
-    widths = {group.name: group.width for group in graph.groups}
-    steps = {group.name: steps_of(group, multiple) for group in graph.groups}
-    ascending = {name: np.sort(values) for name, values in scores.values.items()}
-    now = graph.macs
+    costs, goal = Costs.of(graph), graph.macs * macs_ratio
+    steps = [steps_of(group, multiple) for group in graph.groups]
+    lost = [_importance_lost(scores.values[group.name], steps[i]) for i, group in enumerate(graph.groups)]
+    level = [0] * len(steps)  # how many steps down each group stands
+    gone, now = np.zeros(len(steps)), costs.total(np.zeros(len(steps)))
     while now > goal:
-        best: tuple[float, str, int, int] | None = None
-        for group in graph.groups:
-            lower = [width for width in steps[group.name] if width < widths[group.name]]
-            if not lower:
-                continue
-            gone, then = group.width - widths[group.name], group.width - lower[0]
-            lost = float(ascending[group.name][gone:then].sum())
-            macs = macs_of(graph, {**widths, group.name: lower[0]})
-            price = lost / max(now - macs, 1)
-            if best is None or price < best[0]:
-                best = (price, group.name, lower[0], macs)
-        if best is None:
+        open_groups = [i for i in range(len(steps)) if level[i] + 1 < len(steps[i])]
+        if not open_groups:
             break
-        _, name, width, macs = best
-        if macs < goal and goal - macs > now - goal and any(widths[g.name] < g.width for g in graph.groups):
+        step = np.zeros(len(steps))
+        for i in open_groups:
+            step[i] = steps[i][level[i]] - steps[i][level[i] + 1]
+        saved = costs.savings(gone, step)
+        price = {i: (lost[i][level[i] + 1] - lost[i][level[i]]) / max(float(saved[i]), 1.0) for i in open_groups}
+        best = min(open_groups, key=price.__getitem__)
+        gone[best] += step[best]
+        then = costs.total(gone)
+        if goal - then > now - goal and any(level):
+            gone[best] -= step[best]
             break  # stopping here is nearer to the goal than one step further
-        widths[name], now = width, macs
-    return _something(graph, widths, multiple)
+        level[best], now = level[best] + 1, then
+    return _something(graph, {g.name: steps[i][level[i]] for i, g in enumerate(graph.groups)}, multiple)
 
 
 def kept_units(scores: Scores, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -93,12 +119,35 @@ def kept_units(scores: Scores, widths: Mapping[str, int]) -> dict[str, tuple[int
     return kept
 
 
+def check_scores(graph: ChannelGraph, scores: Scores) -> None:
+    """PruningError unless there is one finite score for every unit of every group: a criterion may be a plugin."""
+    for group in graph.groups:
+        values = scores.values.get(group.name)
+        if values is None or values.shape != (group.width,) or not np.isfinite(values).all():
+            raise PruningError(
+                f"the criterion {scores.criterion} does not score {group.name}",
+                where=f"it needs {group.width} finite numbers",
+                hint="use another --criterion; of training data, look for images or labels that are odd",
+            )
+
+
+def _importance_lost(values: np.ndarray[tuple[int], np.dtype[np.float64]], steps: tuple[int, ...]) -> list[float]:
+    """Importance that has gone at each of a group's widths, the least important units first."""
+    total = np.concatenate([[0.0], np.cumsum(np.sort(values))])
+    return [float(total[steps[0] - width]) for width in steps]
+
+
+def _gone(graph: ChannelGraph, widths: Mapping[str, int]) -> _Table:
+    return np.array([group.width - widths.get(group.name, group.width) for group in graph.groups], dtype=np.float64)
+
+
 def _something(graph: ChannelGraph, widths: Widths, multiple: int) -> Widths:
     if all(widths[group.name] == group.width for group in graph.groups):
         widest = max((group.width for group in graph.groups), default=0)
         raise PruningError(
             "the plan removes nothing",
-            where=f"{len(graph.groups)} groups can be pruned, the widest has {widest} channels; widths end on multiples of {multiple}",
+            where=f"groups that can be pruned: {len(graph.groups)}, the widest with {widest} channels; "
+            f"widths end on multiples of {multiple}",
             hint="ask for more, or allow finer widths with --channel-multiple",
         )
     return widths

@@ -6,31 +6,35 @@ Every criterion gives one score a unit of every group; scores are then divided b
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
-from edgeprune.errors import UsageError
-from edgeprune.types import ChannelGraph, Group, Member, ModelBundle, Scores, Split
+from edgeprune.errors import PruningError, UsageError
+from edgeprune.pruning.surgery import per_unit, replica
+from edgeprune.types import ChannelGraph, Group, ModelBundle, Scores, Split
 
 NORMALISATION = "mean of each group = 1"
-_TAYLOR_IMAGES = 2048
+_TAYLOR_IMAGES, _TAYLOR_BATCH = 2048, 128
 _WEIGHT_KINDS = {"CONV", "LINEAR", "DEPTHWISE_CONV"}
 
 PerGroup = Callable[[Group], torch.Tensor]
 
 
 def l1(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
-    """Sum of absolute weights that make or read a channel (Li et al. 2017, "Pruning Filters for Efficient ConvNets")."""
-    return _scores("l1", graph, lambda group: _weights(bundle.module, group, lambda w: w.abs()))
+    """Sum of absolute weights that make or read a channel (Li et al. 2017, "Pruning Filters for Efficient ConvNets").
+
+    Li et al. sum over the filter that makes it alone; a group has readers and further makers, too.
+    """
+    return _scores("l1", graph, lambda group: _weights(bundle.module, group, torch.abs))
 
 
 def l2(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
     """Euclidean norm of all weights that make or read a channel (the group norm of Fang et al. 2023)."""
-    return _scores("l2", graph, lambda group: _weights(bundle.module, group, lambda w: w.square()).sqrt())
+    return _scores("l2", graph, lambda group: _weights(bundle.module, group, torch.square).sqrt())
 
 
 def random(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
@@ -42,29 +46,27 @@ def random(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, see
 def taylor(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
     """Squared first-order change of the loss when a channel goes (Molchanov et al. 2019).
 
-    (sum over the weights that make the channel of gradient times weight)^2, averaged over batches of at most 2,048
-    training images. Needs labelled training data: UsageError without.
+    A channel goes when nothing reads it, as in `edgeprune.pruning.surgery.silence`: (sum over the weights that read
+    the channel of gradient times weight)^2, which is the squared gradient at a gate of 1 on the channel; averaged
+    over batches of 128 of at most 2,048 training images, drawn by the seed. Errors: UsageError without labelled
+    training data; PruningError when a gradient is not finite.
     """
     if train is None:
         raise UsageError("the criterion taylor needs training data", hint="give --train, or use --criterion l2")
-    module = copy.deepcopy(bundle.module).eval()
+    module = replica(bundle.module).eval()
     for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    bare = ModelBundle(
-        module, bundle.input_shape, bundle.preprocessing, bundle.classes, bundle.architecture, bundle.digest
-    )
-    network = bare.network()
+        parameter.requires_grad_(parameter.is_floating_point())
+    network = dataclasses.replace(bundle, module=module).network()
     sums = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in graph.groups}
-    done = 0
-    for images, labels in train.batches(128):
+    ids = np.sort(np.random.default_rng(seed).permutation(train.ids)[:_TAYLOR_IMAGES])
+    chosen = dataclasses.replace(train, ids=ids)
+    for images, labels in chosen.batches(_TAYLOR_BATCH):
         module.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(network(torch.from_numpy(images)), torch.from_numpy(labels))
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(network(torch.from_numpy(images)), torch.from_numpy(labels))
+            loss.backward()  # type: ignore[no-untyped-call]
         for group in graph.groups:
-            sums[group.name] += _gradient_sum(module, group).square()
-        done += len(labels)
-        if done >= _TAYLOR_IMAGES:
-            break
+            sums[group.name] += _effect(module, group).square()
     return _scores("taylor", graph, lambda group: sums[group.name])
 
 
@@ -73,6 +75,8 @@ def _scores(name: str, graph: ChannelGraph, score: PerGroup) -> Scores:
     for group in graph.groups:
         raw = score(group).double().numpy()
         mean = raw.mean()
+        if not np.isfinite(mean):
+            raise PruningError(f"the criterion {name} finds scores of {group.name} that are not finite")
         values[group.name] = raw / mean if mean > 0 else np.ones_like(raw)
     return Scores(name, values, NORMALISATION)
 
@@ -83,26 +87,17 @@ def _weights(module: nn.Module, group: Group, measure: Callable[[torch.Tensor], 
     with torch.no_grad():
         for member in group.members:
             if member.kind in _WEIGHT_KINDS:
-                weight = module.get_parameter(f"{member.name}.weight")
-                total += _per_unit(measure(weight.double()), member)
+                layer = module.get_submodule(member.name)
+                total += per_unit(layer, measure(module.get_parameter(f"{member.name}.weight").double()), member)
     return total
 
 
-def _gradient_sum(module: nn.Module, group: Group) -> torch.Tensor:
+def _effect(module: nn.Module, group: Group) -> torch.Tensor:
+    """Gradient times weight, summed over all weights that read a unit. float64 (width,)."""
     total = torch.zeros(group.width, dtype=torch.float64)
     for member in group.members:
-        if member.role != "out" or member.kind == "PARAMETER":
-            continue
-        for parameter in module.get_submodule(member.name).parameters(recurse=False):
-            if parameter.grad is not None and parameter.shape[0] == sum(len(unit) for unit in member.channels):
-                total += _per_unit((parameter * parameter.grad).detach().double(), member)
+        weight = module.get_parameter(f"{member.name}.weight") if member.role == "in" else None
+        if weight is not None and weight.grad is not None:
+            effect = weight.detach().double() * weight.grad.double()
+            total += per_unit(module.get_submodule(member.name), effect, member)
     return total
-
-
-def _per_unit(values: torch.Tensor, member: Member) -> torch.Tensor:
-    """Sum `values` (shaped like a weight) over the channels of each unit of a member. float64 (width,)."""
-    axis = 0 if member.role == "out" else min(1, values.dim() - 1)
-    flat = values.movedim(axis, 0).reshape(values.shape[axis], -1).sum(1)
-    if member.role == "in":  # a grouped convolution's columns stand for the same place in every group
-        return torch.stack([flat[[index % len(flat) for index in unit]].sum() for unit in member.channels])
-    return torch.stack([flat[list(unit)].sum() for unit in member.channels])

@@ -1,206 +1,171 @@
 """From a network to groups of channels that must go together, each proved before it is used.
 
-torch-pruning's `DependencyGraph` (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning") finds the groups;
-it is not trusted blindly. What it finds is turned into plain data (`Group`, `Member`): from there on neither its
-graph nor its state is needed, and two prunings share nothing. The bundle that is traced is never changed.
+torch-pruning's `DependencyGraph` finds out how layers hang together; it is not trusted blindly. What it says is
+turned into plain data (`Group`, `Member`) and proved; two prunings share nothing. The bundle that is traced is never
+changed. Nothing is left out in silence: a layer whose channels are in no group is in a refusal, with the reason.
 """
 
 from __future__ import annotations
 
-import copy
 import fnmatch
+import math
 import time
-import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import nn
 from torch_pruning.ops import OPTYPE, module2type
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.proof import prove
-from edgeprune.types import ChannelGraph, Group, Layer, Member, ModelBundle, Progress, Refusal
+from edgeprune.pruning.dependencies import FLOW, TooSlowError, build, follow
+from edgeprune.pruning.proof import prove, scrambled
+from edgeprune.pruning.surgery import replica
+from edgeprune.pruning.units import group_of, weights_that_cannot_be_cut
+from edgeprune.types import ChannelGraph, Group, Layer, ModelBundle, Progress, Refusal
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-_FLOW = {
-    OPTYPE.CONCAT,
-    OPTYPE.SPLIT,
-    OPTYPE.ELEMENTWISE,
-    OPTYPE.RESHAPE,
-    OPTYPE.UNBIND,
-    OPTYPE.EXPAND,
-    OPTYPE.SLICE,
-}
+_WHOLE = (nn.MultiheadAttention, nn.RNNBase)
+_PER_CHANNEL = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
 
 
-def trace(bundle: ModelBundle, *, ignore: Sequence[str] = (), progress: Progress | None = None) -> ChannelGraph:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long one layer's channels may take to be followed, and all of tracing and proving, in seconds."""
+
+    group_s: float = 60.0
+    total_s: float = 600.0
+
+
+def trace(
+    bundle: ModelBundle, *, ignore: Sequence[str] = (), limits: Limits | None = None, progress: Progress | None = None
+) -> ChannelGraph:
     """Find, convert and prove the groups of a network.
 
     `ignore` are layer names or patterns (``layer3.*``): a group that makes channels in one of them is left alone.
-    Every group that is not in the result's `groups` is in its `refusals`, with the reason.
+    Every layer that is in none of the result's `groups` is in one of its `refusals`, with the reason.
     Errors: PruningError when the network cannot be traced at all.
     """
-    started = time.perf_counter()
-    module = copy.deepcopy(bundle.module).cpu().eval()
+    started, limits = time.monotonic(), limits or Limits()
+    module = replica(bundle.module).cpu().eval()
     for parameter in module.parameters():  # torch-pruning reads autograd's graph: a frozen layer would be invisible
         parameter.requires_grad_(parameter.is_floating_point())
     layers = _layers(module, bundle)
-    groups: list[Group] = []
-    refusals: list[Refusal] = []
-    found = list(_find(module, bundle))
-    for done, candidate in enumerate(found):
+    until = started + limits.total_s
+    found = []
+    for candidate, done in _candidates(module, bundle, limits, until):
+        found.append(candidate)
         if progress:
-            progress(f"proving {candidate.name}", done / len(found))
-        reason = candidate.reason or _ignored(candidate, ignore)
-        if reason is None:
-            assert candidate.group is not None
-            reason = prove(module, candidate.group, bundle.input_shape)
-        if reason is None and candidate.group is not None:
-            groups.append(candidate.group)
-        else:
-            refusals.append(Refusal(candidate.name, reason or "", candidate.layers))
+            progress(f"following the channels of {candidate.name}", done / 2)
+    wanted = [each.group for each in found if isinstance(each.group, Group) and not _refused(each.group, ignore)]
+    bench = scrambled(module, bundle.input_shape)
+    second_half = (lambda text, done: progress(text, 0.5 + done / 2)) if progress else None
+    failed = prove(bench, wanted, until=until, progress=second_half)
+    refusals = [
+        Refusal(each.name, reason, each.layers)
+        for each in found
+        if (reason := _refused(each.group, ignore) or failed.get(each.name))
+    ]
+    groups = tuple(group for group in wanted if group.name not in failed)
     return ChannelGraph(
-        groups=tuple(groups),
-        refusals=tuple(refusals),
+        groups=groups,
+        refusals=(*refusals, *_unmentioned(module, groups, refusals)),
         layers=layers,
         macs=sum(layer.macs for layer in layers),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        seconds=time.perf_counter() - started,
+        seconds=time.monotonic() - started,
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A group as torch-pruning names it, converted if it could be; `reason` says why not."""
+    """A layer's channels as a group, or the reason why they are none."""
 
-    def __init__(self, name: str, layers: tuple[str, ...], group: Group | None, reason: str | None) -> None:
-        self.name, self.layers, self.group, self.reason = name, layers, group, reason
-
-
-def _find(module: nn.Module, bundle: ModelBundle) -> Iterator[_Candidate]:
-    example = torch.randn(2, *bundle.input_shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch-pruning warns of what the proof will judge
-        try:
-            # Every default of this call is passed: some of them are mutable and would outlive it.
-            graph = tp.DependencyGraph().build_dependency(
-                module,
-                example_inputs=example,
-                unwrapped_parameters=None,
-                customized_pruners={},
-                ignored_layers=[],
-                ignored_params=[],
-                verbose=False,
-            )
-        except Exception as error:  # torch-pruning fails with whatever its tracing meets
-            raise PruningError(
-                f"the network cannot be traced: {type(error).__name__}: {error}",
-                where="torch-pruning follows autograd from the output back to the layers",
-                hint="a forward pass under no_grad or detach, or on integers, hides the layers from it",
-            ) from error
-        seen: set[str] = set()
-        for name, layer in module.named_modules():
-            if not isinstance(layer, WEIGHTED) or name in seen:
-                continue
-            if layer not in graph.module2node:
-                yield _Candidate(name, (name,), None, "the traced forward pass does not reach it")
-                continue
-            if module2type(layer) == OPTYPE.DEPTHWISE_CONV:
-                continue  # it belongs to the group of whatever feeds it
-            yield _convert(graph, name, layer, seen)
+    name: str
+    layers: tuple[str, ...]
+    group: Group | str
 
 
-def _convert(graph: Any, name: str, layer: nn.Module, seen: set[str]) -> _Candidate:
-    pruner = graph.get_pruner_of_module(layer)
-    width = pruner.get_out_channels(layer)
+def _candidates(
+    module: nn.Module, bundle: ModelBundle, limits: Limits, until: float
+) -> Iterator[tuple[_Candidate, float]]:
+    """Candidates, layer by layer, each with the share of the layers that is done."""
+    graph = build(module, bundle.input_shape)
+    odd = weights_that_cannot_be_cut(module)
+    covered: dict[str, set[int]] = defaultdict(set)
+    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)]
+    for position, (name, layer) in enumerate(layers):
+        share = position / len(layers)
+        if layer not in graph.module2node:
+            if not _inside_whole(module, name):
+                yield _Candidate(name, (name,), "the traced forward pass does not reach it"), share
+        elif module2type(layer) != OPTYPE.DEPTHWISE_CONV:  # that is in the group of whatever feeds it
+            width = int(graph.get_out_channels(layer))
+            outputs = [index for index in range(width) if index not in covered[name]]
+            if outputs:
+                seconds = min(limits.group_s, until - time.monotonic())
+                yield _candidate(graph, name, outputs, odd, covered, seconds), share
+
+
+def _candidate(
+    graph: Any, name: str, outputs: list[int], odd: dict[str, str], covered: dict[str, set[int]], seconds: float
+) -> _Candidate:
+    """Follow the given outputs of a layer; notes in `covered` whose outputs have been dealt with."""
+    covered[name].update(outputs)
     try:
-        items = list(graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width))))
-    except Exception as error:  # index mappings of torch-pruning fail in many ways
-        seen.add(name)
-        return _Candidate(name, (name,), None, f"torch-pruning cannot follow its channels: {error}")
-    members: list[Member] = []
-    reason = None
-    for item in items:
-        target = item.dep.target
-        kind = target.type
-        if kind == OPTYPE.OUTPUT:
-            reason = "it makes the network's output"
-        if kind in _FLOW or kind == OPTYPE.OUTPUT:
-            continue
-        member = _member(graph, item, width)
-        if isinstance(member, str):
-            reason = reason or member
-        else:
-            members.append(member)
-    makers = [m.name for m in members if m.role == "out"]
-    seen.update(makers, [name])
-    layers = tuple(dict.fromkeys(m.name for m in members))
-    if reason is None and not any(m.role == "in" for m in members):
-        reason = "nothing takes its channels in: it makes the network's output"
-    group = None if reason else _couple_grouped(graph.model, Group(name, width, tuple(members)))
-    return _Candidate(name, layers, group, reason)
+        touches = follow(graph, graph.model.get_submodule(name), outputs, seconds=seconds)
+    except TooSlowError:
+        return _Candidate(name, (name,), f"following its channels took longer than {max(seconds, 0):.3g} s")
+    except Exception as error:  # noqa: BLE001  # index mappings of torch-pruning fail in many ways
+        return _Candidate(name, (name,), f"torch-pruning cannot follow its channels: {error}")
+    solid = [touch for touch in touches if touch.name is not None and touch.kind not in FLOW]
+    made = {touch.name or "": {channel for channel, _ in touch.channels} for touch in solid if touch.outward}
+    group = group_of(name, outputs, touches, odd)
+    if not isinstance(group, str) and any(made[maker] & covered[maker] for maker in made if maker != name):
+        group = "some of its channels belong to another group"
+    for maker, channels in made.items():
+        covered[maker] |= channels
+    layers = tuple(dict.fromkeys(touch.name or "" for touch in solid)) or (name,)
+    return _Candidate(name, layers, group)
 
 
-def _member(graph: Any, item: Any, width: int) -> Member | str:
-    """One item of torch-pruning's group as plain data, or the reason why it cannot be."""
-    target, kind = item.dep.target, item.dep.target.type
-    if kind == OPTYPE.PARAMETER:
-        name = graph._param_to_name[target.module]
-        role, dim = "out", int(target.pruning_dim)
-    else:
-        name = graph._module2name.get(target.module)
-        if name is None or kind in (OPTYPE.CUSTOMIZED, OPTYPE.MHA):
-            return f"torch-pruning has no sound rule for {type(target.module).__name__}"
-        pruner = graph.get_pruner_of_module(target.module)
-        both = pruner.prune_in_channels == pruner.prune_out_channels
-        role = "out" if both or item.dep.handler == pruner.prune_out_channels else "in"
-        dim = 0
-    channels: list[list[int]] = [[] for _ in range(width)]
-    for local, root in zip(item.idxs, item.root_idxs, strict=True):
-        if root is None or not 0 <= root < width:
-            return f"its channels cannot be followed into {name}"
-        channels[root].append(int(local))
-    return Member(name, kind.name, "in" if role == "in" else "out", tuple(tuple(c) for c in channels), dim)
-
-
-def _couple_grouped(module: nn.Module, group: Group) -> Group:
-    """Tie channel i of every convolution group together, so that grouped convolutions stay even.
-
-    With 4 groups of 8 channels, a width of 32 becomes 8 units of 4 channels.
-    """
-    modules = dict(module.named_modules())
-    parts = 1
-    for member in group.members:
-        layer = modules.get(member.name)
-        groups = getattr(layer, "groups", 1)
-        if member.kind != "DEPTHWISE_CONV" and isinstance(groups, int) and groups > 1:
-            parts = max(parts, groups)
-    if parts == 1 or group.width % parts:
+def _refused(group: Group | str, ignore: Sequence[str]) -> str | None:
+    if isinstance(group, str):
         return group
-    units = group.width // parts
-    members = tuple(
-        Member(
-            member.name,
-            member.kind,
-            member.role,
-            tuple(tuple(sorted(sum((member.channels[u + p * units] for p in range(parts)), ()))) for u in range(units)),
-            member.dim,
-        )
-        for member in group.members
-    )
-    return Group(group.name, units, members)
-
-
-def _ignored(candidate: _Candidate, ignore: Sequence[str]) -> str | None:
-    assert candidate.group is not None
-    for member in candidate.group.members:
+    for member in group.members:
         for pattern in ignore:
+            inside = pattern.removesuffix("*").removesuffix(".")
             if member.role == "out" and (
-                fnmatch.fnmatchcase(member.name, pattern) or member.name.startswith(pattern.rstrip("*.") + ".")
+                fnmatch.fnmatchcase(member.name, pattern) or (inside and member.name.startswith(inside + "."))
             ):
                 return f"--ignore {pattern}"
     return None
+
+
+def _unmentioned(module: nn.Module, groups: Sequence[Group], refusals: Sequence[Refusal]) -> Iterator[Refusal]:
+    """What has weights and came up in no group: it is not pruned, and that is said."""
+    mentioned = {member.name for group in groups for member in group.members}
+    mentioned.update(name for refusal in refusals for name in refusal.layers)
+    for name, layer in module.named_modules():
+        if name in mentioned or _inside_whole(module, name):
+            continue
+        if isinstance(layer, _WHOLE):
+            yield Refusal(name, f"{type(layer).__name__}: no sound rule for its kind", (name,))
+        elif isinstance(layer, WEIGHTED):
+            yield Refusal(name, "its channels are those of the network's input", (name,))
+        elif not isinstance(layer, _PER_CHANNEL):
+            for leaf, parameter in layer.named_parameters(recurse=False):
+                full = f"{name}.{leaf}".lstrip(".")
+                if parameter.numel() > max(parameter.shape, default=1) and full not in mentioned:
+                    yield Refusal(full, "a bare parameter: no layer says what its dimensions are", (full,))
+
+
+def _inside_whole(module: nn.Module, name: str) -> bool:
+    """Is the layer a part of one that is refused as a whole?"""
+    parts = name.split(".")[:-1]
+    return any(isinstance(module.get_submodule(".".join(parts[: i + 1])), _WHOLE) for i in range(len(parts)))
 
 
 def _layers(module: nn.Module, bundle: ModelBundle) -> tuple[Layer, ...]:
@@ -210,18 +175,23 @@ def _layers(module: nn.Module, bundle: ModelBundle) -> tuple[Layer, ...]:
     for name, layer in module.named_modules():
         if isinstance(layer, WEIGHTED):
 
-            def count(layer: nn.Module, inputs: Any, output: torch.Tensor, name: str = name) -> None:
-                channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-                positions = output.numel() // (output.shape[0] * int(channels))  # type: ignore[arg-type]
-                if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-                    positions = inputs[0].numel() // (inputs[0].shape[0] * layer.in_channels)
-                macs[name] = macs.get(name, 0) + positions * layer.weight.numel()  # type: ignore[operator]
+            def count(layer: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
+                transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+                applied_at = inputs[0] if transposed else output  # each position of it meets the whole weight once
+                width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+                channels = layer.in_channels if transposed else width
+                positions = applied_at.numel() // (applied_at.shape[0] * channels)
+                macs[name] = macs.get(name, 0) + positions * layer.weight.numel()
 
             hooks.append(layer.register_forward_hook(count))
-    with torch.no_grad():
-        module(torch.zeros(1, *bundle.input_shape))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, *bundle.input_shape))
+    except Exception as error:  # the user's forward pass
+        raise PruningError(f"the network does not run on one image of shape {bundle.input_shape}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     modules = dict(module.named_modules())
     return tuple(_layer(name, modules[name], count) for name, count in macs.items())
 
@@ -234,5 +204,5 @@ def _layer(name: str, layer: Any, macs: int) -> Layer:
         out_channels=int(layer.out_features if linear else layer.out_channels),
         in_channels=int(layer.in_features if linear else layer.in_channels),
         macs=macs,
-        parameters=int(layer.weight.numel()),
+        parameters=math.prod(layer.weight.shape),
     )

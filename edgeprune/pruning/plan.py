@@ -8,28 +8,36 @@ from collections.abc import Sequence
 import torch
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.allocation import Widths, by_macs, kept_units, macs_of, uniform
+from edgeprune.pruning.allocation import Widths, by_macs, check_scores, kept_units, macs_of, uniform
+from edgeprune.pruning.proof import compare, scrambled
 from edgeprune.pruning.surgery import cut, silence
 from edgeprune.records import GroupPlan, LayerChange, PrunePlan, RefusalRecord
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Scores
 
 TOLERANCE = 1e-3
+_HINT = "each group passed alone: leave one of them out with --ignore, and please report the network"
 
 
 def allocate(graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int) -> Widths:
     """Widths for a goal that needs no clock (ratio or macs_ratio); PruningError when nothing can be removed."""
     if not graph.groups:
-        reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in graph.refusals[:3])
-        raise PruningError("no group of channels can be pruned", where=reasons, hint="`edgeprune inspect` lists them all")
+        reasons = "\n  ".join(f"{refusal.name}: {refusal.reason}" for refusal in graph.refusals[:3])
+        raise PruningError(
+            "no group of channels can be pruned", where=reasons, hint="`edgeprune inspect` lists all reasons"
+        )
+    check_scores(graph, scores)
     if goal.kind == "ratio":
         return uniform(graph, goal.value, multiple)
-    return by_macs(graph, scores, goal.value, multiple)
+    if goal.kind == "macs_ratio":
+        return by_macs(graph, scores, goal.value, multiple)
+    raise PruningError(f"a goal of {goal.kind} needs measurements: edgeprune.pruning.aim has them made")
 
 
 def make_plan(
     bundle: ModelBundle, graph: ChannelGraph, scores: Scores, widths: Widths, goal: Goal, multiple: int, seed: int
 ) -> PrunePlan:
     """The plan that keeps the most important units under the given widths."""
+    check_scores(graph, scores)
     kept = kept_units(scores, widths)
     plan = PrunePlan(
         parent=bundle.digest,
@@ -46,7 +54,7 @@ def make_plan(
         macs=macs_of(graph, widths),
         parameters=0,
     )
-    pruned = cut(bundle.module, graph.groups, removals(plan))
+    pruned = cut(bundle.module, graph.groups, removals(plan), share=True)
     return plan.model_copy(update={"parameters": sum(p.numel() for p in pruned.parameters())})
 
 
@@ -58,26 +66,23 @@ def removals(plan: PrunePlan) -> dict[str, list[int]]:
 def apply(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> ModelBundle:
     """The pruned bundle; the parent is unchanged. Every group was proved alone, here the whole plan is.
 
-    Errors: PruningError when the plan is for other weights, or the pruned network does not compute what the parent
-    computes with the same channels silenced.
+    Errors: PruningError when the plan is for other weights or other groups, or the pruned network does not compute
+    what the parent computes with the same channels silenced: on random weights in float64, and on its own.
     """
     from edgeprune.models import digest
 
-    if plan.parent != bundle.digest:
-        raise PruningError("the plan was made for other weights", where=f"plan {plan.parent[:12]}, network {bundle.digest[:12]}")
+    _check_fit(plan, bundle, graph)
     gone = removals(plan)
+    if reason := compare(scrambled(bundle.module, bundle.input_shape, seed=plan.seed), graph.groups, gone):
+        raise PruningError("the plan failed its proof", where=reason, hint=_HINT)
     pruned = cut(bundle.module, graph.groups, gone).eval()
-    generator = torch.Generator().manual_seed(plan.seed)
-    images = torch.rand(4, *bundle.input_shape, generator=generator)
+    images = torch.rand(4, *bundle.input_shape, generator=torch.Generator().manual_seed(plan.seed))
     with torch.no_grad():
-        expected = silence(bundle.module, graph.groups, gone)(images)
+        expected = silence(bundle.module, graph.groups, gone, share=True).eval()(images)
         actual = pruned(images)
     difference = float((actual - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise PruningError(
-            f"the pruned network failed its proof (outputs differ by {difference:.2g})",
-            hint="each group passed alone: please report the network; --ignore leaves layers out",
-        )
+        raise PruningError("the plan failed its proof", where=f"outputs differ by {difference:.2g}", hint=_HINT)
     return dataclasses.replace(bundle, module=pruned, digest=digest(pruned))
 
 
@@ -105,3 +110,17 @@ def layer_changes(plan: PrunePlan, graph: ChannelGraph, layers: Sequence[str] = 
             )
         )
     return tuple(changes)
+
+
+def _check_fit(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> None:
+    if plan.parent != bundle.digest:
+        raise PruningError(
+            "the plan was made for other weights", where=f"plan {plan.parent[:12]}, network {bundle.digest[:12]}"
+        )
+    widths = {group.name: group.width for group in graph.groups}
+    odd = next((group for group in plan.groups if widths.get(group.name) != group.width), None)
+    if odd is not None:
+        reason = next((r.reason for r in graph.refusals if r.name == odd.name), "there is no such group")
+        raise PruningError(f"the plan cuts {odd.name}, which cannot be cut now", where=reason, hint="make a new plan")
+    if not plan.removed_channels:
+        raise PruningError("the plan removes nothing", hint="ask for more with --ratio or --macs-ratio")

@@ -1,69 +1,178 @@
 """Is it sound to remove a group's channels? Tried on a copy before any plan may use the group.
 
-Half of the group's channels (drawn at random) are silenced, by zeroing the weights that read them, and the same
+Some of the group's channels (drawn at random) are silenced, by zeroing the weights that read them, and the same
 channels are cut. Both networks must compute the same. The copy has random weights and runs in float64, so that a
 dead channel, a symmetric layer or rounding cannot hide a wrong index; where the network's output does not react to
-silencing, the proof would be blind and the group is refused.
+its channels, the proof would be blind and the group is refused. Two draws of different sizes: one catches what the
+other misses (an exchange of two channels that both go; a reshape that only works for even widths).
 """
 
 from __future__ import annotations
 
-import copy
 import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.surgery import cut, silence
-from edgeprune.types import Group, Shape
+from edgeprune.pruning.surgery import Removals, cut, per_unit, replica, silence
+from edgeprune.types import Group, Progress, Shape
 
-TOLERANCE = 1e-8
 _IMAGES = 2
+_BLIND = 1e3  # a reaction below this many tolerances could be rounding
 
 
-def prove(module: nn.Module, group: Group, input_shape: Shape, *, seed: int = 0) -> str | None:
-    """None when the group passes; else the reason, in words, why it is left alone."""
-    if group.width < 2:
-        return "it has a single channel"
-    generator = torch.Generator().manual_seed(seed)
-    network = _scrambled(module, generator)
-    images = torch.rand(_IMAGES, *input_shape, generator=generator, dtype=torch.float64)
-    removals = {group.name: torch.randperm(group.width, generator=generator)[: group.width // 2].tolist()}
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """A scrambled network on the bench: what goes in, what comes out, and what difference counts as none."""
+
+    network: nn.Module
+    images: torch.Tensor
+    output: torch.Tensor
+    tolerance: float
+
+
+def scrambled(module: nn.Module, input_shape: Shape, *, seed: int = 0) -> Bench:
+    """A copy of `module` with random weights, in float64 where its forward pass allows that, else in float32.
+
+    Errors: PruningError when the network runs in neither.
+    """
+    reason = ""
+    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-4)):
+        generator = torch.Generator().manual_seed(seed)
+        network = _randomized(replica(module).to(dtype).eval(), generator)
+        images = torch.rand(_IMAGES, *input_shape, generator=generator, dtype=torch.float64).to(dtype)
+        try:
+            with torch.no_grad():
+                return Bench(network, images, network(images), tolerance)
+        except Exception as error:  # noqa: BLE001  # the user's forward pass: a constant of another dtype, for one
+            reason = _short(error)
+    raise PruningError("the network does not run with random weights, so nothing can be proved", where=reason)
+
+
+def prove(
+    bench: Bench, groups: Sequence[Group], *, until: float = math.inf, progress: Progress | None = None
+) -> dict[str, str]:
+    """Group name -> why it is left alone, in words, for every group that does not pass.
+
+    All are tried at once and, where that fails, in halves: the ones that pass were proved together. Nothing is tried
+    after `until` (on the monotonic clock); a forward pass cannot be broken off.
+    """
+    reasons = {group.name: _too_narrow(group) for group in groups if group.width < 2}
+    rest = tuple(group for group in groups if group.width >= 2)
+    unseen = _unseen(bench, rest) if rest else {}
+    reasons |= unseen
+    passed: list[Group] = []
+    waiting = [tuple(group for group in rest if group.name not in unseen)]
+    while waiting:
+        batch = waiting.pop()
+        if progress and batch:
+            progress(f"proving {batch[0].name}", (len(passed) + len(reasons)) / len(groups))
+        if time.monotonic() > until:
+            reasons |= {group.name: "not proved: there was no time left" for group in batch}
+            continue
+        reason = _drawn(bench, (*passed, *batch)) if batch else None
+        if reason is None:
+            passed.extend(batch)
+        elif len(batch) == 1:
+            reasons[batch[0].name] = reason
+        else:
+            waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+    return reasons
+
+
+def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals) -> str | None:
+    """None when cutting units and silencing them come to the same on the bench; else the reason, in words."""
     try:
         with torch.no_grad():
-            before = network(images)
-            expected = silence(network, (group,), removals)(images)
-            actual = cut(network, (group,), removals)(images)
+            expected = silence(bench.network, groups, removals, share=True)(bench.images)
+            actual = cut(bench.network, groups, removals, share=True)(bench.images)
     except PruningError as error:
         return f"the cut failed: {error.what}"
-    except Exception as error:  # a network with wrong widths fails wherever its forward pass notices
+    except Exception as error:  # noqa: BLE001  # a network with wrong widths fails wherever its forward pass notices
         return f"the network does not run without its channels: {_short(error)}"
-    return _judge(before, expected, actual)
+    return _judge(bench, expected, actual)
 
 
-def _judge(before: torch.Tensor, expected: torch.Tensor, actual: torch.Tensor) -> str | None:
+def _judge(bench: Bench, expected: torch.Tensor, actual: torch.Tensor) -> str | None:
     if actual.shape != expected.shape:
         return f"the output changed its shape from {tuple(expected.shape)} to {tuple(actual.shape)}"
     scale = float(expected.abs().max())
     if not math.isfinite(scale):
         return "the proof cannot see: the output of the scrambled network is not finite"
-    if float((before - expected).abs().max()) <= 1e3 * TOLERANCE * scale:
-        return "the proof cannot see: the output does not react to its channels"
     difference = float((actual - expected).abs().max()) / max(scale, 1e-300)
-    if not difference <= TOLERANCE:
-        return f"the group failed its proof (outputs differ by {difference:.2g} of their size)"
+    if not difference <= bench.tolerance:
+        return f"the proof failed: outputs differ by {difference:.2g} of their size"
     return None
 
 
-def _scrambled(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A float64 copy with random weights of a size that keeps signals alive (He et al. 2015)."""
-    network = copy.deepcopy(module).double()
+def _drawn(bench: Bench, groups: tuple[Group, ...]) -> str | None:
+    """Compare on two random draws of units of every group."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (_half, _other):
+        gone = {
+            group.name: torch.randperm(group.width, generator=generator)[: size(group.width)].tolist()
+            for group in groups
+        }
+        if reason := compare(bench, groups, gone):
+            return reason
+    return None
+
+
+def _half(width: int) -> int:
+    return width // 2
+
+
+def _other(width: int) -> int:
+    """About a third, and odd."""
+    third = max(1, width // 3)
+    return third if third % 2 else third - 1
+
+
+def _too_narrow(group: Group) -> str:
+    tied = any(len(unit) > 1 for member in group.members for unit in member.channels)
+    return "its channels all depend on each other" if tied else "it has a single channel"
+
+
+def _unseen(bench: Bench, groups: tuple[Group, ...]) -> dict[str, str]:
+    """Groups that the output does not react to, to first order: a proof would be blind there."""
+    readers = sorted({member.name for group in groups for member in group.members if member.role == "in"})
+    weights = [bench.network.get_parameter(f"{name}.weight").requires_grad_(True) for name in readers]
+    generator = torch.Generator().manual_seed(1)
+    with torch.enable_grad():
+        output = bench.network(bench.images)
+        if not (output.requires_grad and bool(torch.isfinite(output).all())):
+            why = "has no gradient" if not output.requires_grad else "is not finite"
+            return {group.name: f"the proof cannot see: the output of the scrambled network {why}" for group in groups}
+        mixed = (output * torch.randn(output.shape, generator=generator, dtype=output.dtype)).sum()
+        gradients = torch.autograd.grad(mixed, weights, allow_unused=True)
+    slopes = dict(zip(readers, gradients, strict=True))
+    least = _BLIND * bench.tolerance * float(output.detach().abs().max())
+    unseen = {}
+    for group in groups:
+        reaction = 0.0
+        for member in group.members:
+            slope = slopes.get(member.name) if member.role == "in" else None
+            if slope is not None:
+                layer = bench.network.get_submodule(member.name)
+                effect = per_unit(layer, (layer.weight * slope).detach(), member)  # type: ignore[operator]
+                reaction = max(reaction, float(effect.abs().max()))
+        if not reaction > least:
+            unseen[group.name] = "the proof cannot see: the output does not react to its channels"
+    return unseen
+
+
+def _randomized(network: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Random weights of a size that keeps signals alive (He et al. 2015), random batch-norm statistics. In place."""
     with torch.no_grad():
         for tensor in network.parameters():
+            if not tensor.is_floating_point():
+                continue
             if tensor.dim() > 1:
-                fan_in = tensor[0].numel()
-                tensor.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+                tensor.normal_(0, math.sqrt(2 / max(1, tensor[0].numel())), generator=generator)
             else:
                 tensor.uniform_(0.5, 1.5, generator=generator)
         for name, buffer in network.named_buffers():

@@ -1,20 +1,20 @@
 """Cuts channels out of a network. Only this module cuts, and it cuts a copy.
 
 All removals are collected first, as indices of the *uncut* tensors, and made once: a tensor that loses channels to
-two groups (a concatenation) cannot be cut twice with shifted indices.
+two groups (a concatenation) cannot be cut twice with shifted indices. Tensors are replaced, never written to, and
+torch-pruning's own cutters are not used: they are objects with state, shared by the whole process.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch_pruning.ops import OPTYPE
-from torch_pruning.pruner.function import PrunerBox
 
 from edgeprune.errors import PruningError
 from edgeprune.types import Group, Member
@@ -22,82 +22,185 @@ from edgeprune.types import Group, Member
 Removals = Mapping[str, Sequence[int]]
 """Group name -> unit indices that go."""
 
+_NORMS = ("weight", "bias", "running_mean", "running_var")
 
-def cut(module: nn.Module, groups: Sequence[Group], removals: Removals) -> nn.Module:
+
+class Place(NamedTuple):
+    """One dimension of one layer (or bare parameter) that loses channels."""
+
+    name: str
+    kind: str
+    role: str
+    dim: int
+
+
+def cut(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share: bool = False) -> nn.Module:
     """A copy of `module` without the given units of the given groups.
 
+    With `share` the copy keeps the uncut tensors of `module` itself: for a network that is only looked at.
     Errors: PruningError when a group would lose all of its channels, or the network does not fit the groups.
     """
-    module = copy.deepcopy(module)
-    for member, indices in collect(groups, removals).items():
-        try:
-            _cut_member(module, member, indices)
-        except (AttributeError, IndexError, AssertionError, RuntimeError) as error:
-            raise PruningError(f"cannot cut {member[0]}: {error}") from error
-    return module
+    return _edited(module, collect(groups, removals), _cut, share=share)
 
 
-def silence(module: nn.Module, groups: Sequence[Group], removals: Removals) -> nn.Module:
+def silence(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share: bool = False) -> nn.Module:
     """A copy of `module` in which nothing reads the given units: the weights that take them in are zero.
 
     What `cut` must agree with. Zeroing the readers is neutral whatever lies between (a sigmoid turns a zeroed
-    channel into 0.5, a reader with zero weights ignores it all the same).
+    channel into 0.5, a reader with zero weights ignores it all the same). Errors: as for `cut`.
     """
-    module = copy.deepcopy(module)
-    for (name, kind, role, _), indices in collect(groups, removals).items():
-        if role == "in":
-            layer: Any = module.get_submodule(name)
+    readers = {place: indices for place, indices in collect(groups, removals).items() if place.role == "in"}
+    return _edited(module, readers, _silence, share=share)
+
+
+def collect(groups: Sequence[Group], removals: Removals) -> dict[Place, list[int]]:
+    """Where something goes -> sorted indices of the uncut tensor that go there."""
+    unknown = removals.keys() - {group.name for group in groups}
+    if unknown:
+        raise PruningError(f"the plan names a group that the network does not have: {min(unknown)}")
+    gone: dict[Place, set[int]] = defaultdict(set)
+    for group in groups:
+        units = set(removals.get(group.name, ()))
+        if units and len(units) >= group.width:
+            raise PruningError(f"the plan removes every channel of {group.name}")
+        if any(not 0 <= unit < group.width for unit in units):
+            raise PruningError(f"the plan removes a channel that {group.name} does not have")
+        for member in group.members:
+            for unit in units:
+                gone[Place(member.name, member.kind, member.role, member.dim)].update(member.channels[unit])
+    return {place: sorted(indices) for place, indices in gone.items() if indices}
+
+
+def replica(module: nn.Module, *, share: bool = False) -> nn.Module:
+    """A deep copy; with `share`, one that holds the very tensors of `module`. PruningError where there can be none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors} if share else {}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # a module may hold anything, and deepcopy fails with whatever that raises
+        raise PruningError(
+            f"the network cannot be copied: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="a weight that is computed by a hook is the usual reason: torch.nn.utils.remove_weight_norm",
+        ) from error
+
+
+def per_unit(layer: Any, values: torch.Tensor, member: Member) -> torch.Tensor:
+    """Sum `values` (shaped like the layer's weight) over the channels of each unit of a member. float64 (width,)."""
+    outward = member.role == "out"
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        parts, axis = _by_part(values, layer, outward=outward or member.kind == "DEPTHWISE_CONV")
+        channels = parts.movedim(axis, 1).flatten(2).sum(2).flatten()
+    else:
+        channels = values.sum(1 if outward else 0)
+    units = torch.tensor([unit for unit, owned in enumerate(member.channels) for _ in owned], dtype=torch.long)
+    owned = torch.tensor([channel for owned in member.channels for channel in owned], dtype=torch.long)
+    return torch.zeros(len(member.channels), dtype=torch.float64).index_add_(0, units, channels[owned].double())
+
+
+_Edit = Callable[[Any, Place, list[int]], None]
+
+
+def _edited(module: nn.Module, places: Mapping[Place, list[int]], edit: _Edit, *, share: bool) -> nn.Module:
+    module = replica(module, share=share)
+    for place, indices in places.items():
+        owner = place.name.rpartition(".")[0] if place.kind == "PARAMETER" else place.name
+        try:
             with torch.no_grad():
-                _reader_columns(layer, kind, indices)
+                edit(module.get_submodule(owner), place, indices)
+        except (AttributeError, IndexError, RuntimeError) as error:
+            raise PruningError(f"cannot cut {place.name}: {error}") from error
     return module
 
 
-def collect(groups: Sequence[Group], removals: Removals) -> dict[tuple[str, str, str, int], list[int]]:
-    """(module, kind, role, dimension) -> sorted indices of the uncut tensor that go."""
-    gone: dict[tuple[str, str, str, int], set[int]] = defaultdict(set)
-    for group in groups:
-        units = removals.get(group.name, ())
-        if units and len(set(units)) >= group.width:
-            raise PruningError(f"the plan removes every channel of {group.name}")
-        for member in group.members:
-            for unit in units:
-                gone[_key(member)].update(member.channels[unit])
-    return {key: sorted(indices) for key, indices in gone.items() if indices}
-
-
-def _key(member: Member) -> tuple[str, str, str, int]:
-    return member.name, member.kind, member.role, member.dim
-
-
-def _cut_member(module: nn.Module, key: tuple[str, str, str, int], indices: list[int]) -> None:
-    name, kind, role, dim = key
-    if kind == OPTYPE.PARAMETER.name:
-        owner, _, leaf = name.rpartition(".")
-        parent = module.get_submodule(owner)
-        old: torch.Tensor = getattr(parent, leaf)
-        gone = set(indices)
-        keep = torch.tensor([i for i in range(old.shape[dim]) if i not in gone])
-        setattr(parent, leaf, nn.Parameter(old.detach().index_select(dim, keep), requires_grad=old.requires_grad))
-        return
-    layer = module.get_submodule(name)
-    pruner = PrunerBox[OPTYPE[kind]]
-    pruner.pruning_dim = 1
-    frozen = {parameter for parameter, tensor in layer.named_parameters(recurse=False) if not tensor.requires_grad}
-    (pruner.prune_out_channels if role == "out" else pruner.prune_in_channels)(layer, indices)
-    for parameter in frozen:  # torch-pruning makes new parameters, and makes them trainable
-        getattr(layer, parameter).requires_grad_(False)
-
-
-def _reader_columns(layer: Any, kind: str, indices: list[int]) -> None:
-    weight: torch.Tensor = layer.weight
-    groups = int(getattr(layer, "groups", 1))
-    transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-    if transposed:
-        weight[indices] = 0
-    elif groups == 1:
-        weight[:, indices] = 0
+def _cut(layer: Any, place: Place, gone: list[int]) -> None:
+    kind, outward = place.kind, place.role == "out"
+    if kind == "PARAMETER":
+        _shorten(layer, place.name.rpartition(".")[2], place.dim, gone)
+    elif kind in ("BN", "IN"):
+        for leaf in _NORMS:
+            _shorten(layer, leaf, 0, gone)
+        layer.num_features -= len(gone)
+    elif kind == "PRELU":
+        if layer.num_parameters > 1:
+            _shorten(layer, "weight", 0, gone)
+            layer.num_parameters -= len(gone)
+    elif kind == "EMBED":
+        _shorten(layer, "weight", 1, gone)
+        layer.embedding_dim -= len(gone)
+    elif kind == "LINEAR":
+        _shorten(layer, "weight", 0 if outward else 1, gone)
+        if outward:
+            _shorten(layer, "bias", 0, gone)
+            layer.out_features -= len(gone)
+        else:
+            layer.in_features -= len(gone)
+    elif kind == "DEPTHWISE_CONV":
+        _shorten(layer, "weight", 0, gone)
+        _shorten(layer, "bias", 0, gone)
+        layer.in_channels, layer.out_channels, layer.groups = (layer.groups - len(gone),) * 3
+    elif kind == "CONV":
+        _cut_convolution(layer, gone, outward=outward)
     else:
-        rows, columns = weight.shape[0] // groups, weight.shape[1]
-        for index in indices:
-            part, column = divmod(index, columns)
-            weight[part * rows : (part + 1) * rows, column] = 0
+        raise PruningError(f"cannot cut {place.name}: no rule for {kind}")
+
+
+def _cut_convolution(layer: Any, gone: list[int], *, outward: bool) -> None:
+    weight, axis = _by_part(layer.weight, layer, outward=outward)
+    parts, size = weight.shape[0], weight.shape[axis]
+    removed = _per_part(gone, parts, size)
+    if len({len(part) for part in removed}) > 1:
+        raise PruningError("a grouped convolution would be left with groups of different size")
+    kept = [[index for index in range(size) if index not in part] for part in removed]
+    shorter = [weight[part].index_select(axis - 1, torch.tensor(kept[part])) for part in range(parts)]
+    _replace(layer, "weight", torch.stack(shorter).flatten(0, 1))
+    if outward:
+        _shorten(layer, "bias", 0, gone)
+        layer.out_channels -= len(gone)
+    else:
+        layer.in_channels -= len(gone)
+
+
+def _silence(layer: Any, place: Place, gone: list[int]) -> None:
+    if place.kind == "LINEAR":
+        _replace(layer, "weight", layer.weight.index_fill(1, torch.tensor(gone), 0))
+    elif place.kind == "CONV":
+        weight, axis = _by_part(layer.weight, layer, outward=False)
+        removed = _per_part(gone, weight.shape[0], weight.shape[axis])
+        silent = [weight[part].index_fill(axis - 1, torch.tensor(sorted(gone)), 0) for part, gone in enumerate(removed)]
+        _replace(layer, "weight", torch.stack(silent).flatten(0, 1))
+    else:
+        raise PruningError(f"cannot silence what {place.name} reads: no rule for {place.kind}")
+
+
+def _by_part(weight: torch.Tensor, layer: Any, *, outward: bool) -> tuple[torch.Tensor, int]:
+    """A convolution's weight as (groups, rows, columns, ...), and the axis that holds its outputs or its inputs."""
+    parts = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return parts, 1 if outward != layer.transposed else 2
+
+
+def _per_part(indices: list[int], parts: int, size: int) -> list[set[int]]:
+    """Channel indices of a whole tensor as indices inside each convolution group."""
+    removed: list[set[int]] = [set() for _ in range(parts)]
+    for index in indices:
+        removed[index // size].add(index % size)
+    return removed
+
+
+def _shorten(layer: Any, leaf: str, dim: int, gone: list[int]) -> None:
+    """Take indices out of a parameter or buffer; nothing where the layer has none of that name."""
+    old = getattr(layer, leaf, None)
+    if old is None:
+        return
+    if gone[-1] >= old.shape[dim]:
+        raise PruningError(f"cannot cut {leaf}: it has {old.shape[dim]} channels, not more than {gone[-1]}")
+    left = set(gone)
+    kept = torch.tensor([index for index in range(old.shape[dim]) if index not in left], dtype=torch.long)
+    _replace(layer, leaf, old.index_select(dim, kept.to(old.device)))
+
+
+def _replace(layer: Any, leaf: str, value: torch.Tensor) -> None:
+    old = getattr(layer, leaf)
+    value = value.detach().contiguous()
+    setattr(
+        layer, leaf, nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,24 +17,34 @@ NAME = "recovery.checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """State after `epoch` epochs, and the best state so far with its held-out accuracy."""
+    """State after `epoch` epochs, and the best state so far with its held-out accuracy.
+
+    `task` is a digest of everything that the training depends on: a state is continued by the same task only.
+    """
 
     epoch: int
     network: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     best_network: dict[str, torch.Tensor]
     best_accuracy: float | None
+    task: str = ""
 
 
 def write_checkpoint(folder: Path, state: Checkpoint) -> None:
-    """Replace the folder's checkpoint."""
+    """Replace the folder's checkpoint. Errors: OutputError, for a full disk, too."""
+    buffer = io.BytesIO()  # torch reports a full disk as an error of its archive when it writes the file itself
+    torch.save({name: getattr(state, name) for name in Checkpoint.__slots__}, buffer)
     with replacing(folder / NAME) as beside:
-        torch.save({name: getattr(state, name) for name in Checkpoint.__slots__}, beside)
+        beside.write_bytes(buffer.getbuffer())
 
 
-def read_checkpoint(folder: Path, device: str) -> Checkpoint | None:
-    """The folder's checkpoint; None when there is none."""
+def read_checkpoint(folder: Path, device: str, *, task: str = "") -> Checkpoint | None:
+    """The folder's checkpoint; None when there is none, it is damaged, or it belongs to another task."""
     path = folder / NAME
     if not path.is_file():
         return None
-    return Checkpoint(**torch.load(path, map_location=device, weights_only=True))
+    try:
+        found = Checkpoint(**torch.load(path, map_location=device, weights_only=True))
+    except (OSError, RuntimeError, EOFError, TypeError, ValueError, KeyError, pickle.UnpicklingError):
+        return None
+    return found if found.task == task else None

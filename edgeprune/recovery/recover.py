@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +27,14 @@ from edgeprune.config import RecoverConfig
 from edgeprune.errors import RecoveryError
 from edgeprune.models import digest
 from edgeprune.records import RecoveryInfo, Unmeasured
+from edgeprune.recovery.calibration import measure_statistics
 from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from edgeprune.types import ModelBundle, Progress, Split
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Ints
 
-_CALIBRATION_IMAGES = 2048
+_CALIBRATION_IMAGES, _CALIBRATION_BATCH = 2048, 128
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 0.1, 1000
 _TEMPERATURE, _LABEL_WEIGHT = 4.0, 0.1
 _MOMENTUM, _WEIGHT_DECAY, _CLIP = 0.9, 5e-4, 5.0
@@ -59,17 +64,21 @@ def recover(
         return pruned, Unmeasured(unmeasured="no training data was given: nothing was recovered")
     started = time.perf_counter()
     train, held_out = hold_out(task.train, task.seed)
+    if len(train) < 2:
+        return pruned, Unmeasured(unmeasured="there are fewer than two training images: nothing was recovered")
     student = dataclasses.replace(pruned, module=copy.deepcopy(pruned.module))
-    network = student.network().to(task.device, memory_format=torch.channels_last)  # several times faster on a CPU
+    network = _placed(student.network(), task.device)
     before = accuracy(network, held_out, task.device)
     recalibrate(network, train, task.device, seed=task.seed)
     best, state = accuracy(network, held_out, task.device), _state(network)
     if task.settings.recipe != "calibrate":
-        state, best = _train(network, teacher, (train, held_out), task, (state, best), progress)
+        with torch.enable_grad(), _own_randomness(task.device):
+            state, best = _train(network, (pruned, teacher), (train, held_out), task, (state, best), progress)
     network.load_state_dict(state)
-    network.to("cpu", memory_format=torch.contiguous_format).eval()
+    network.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     for name, parameter in student.module.named_parameters():
         parameter.requires_grad_(pruned.module.get_parameter(name).requires_grad)
+        parameter.grad = None
     info = RecoveryInfo(
         recipe=task.settings.recipe,
         epochs=0 if task.settings.recipe == "calibrate" else task.settings.epochs,
@@ -111,74 +120,79 @@ def accuracy(network: nn.Module, split: Split, device: str) -> float | None:
 
 
 def recalibrate(network: nn.Module, split: Split, device: str, *, seed: int) -> None:
-    """Measure batch-norm statistics again, on up to 2,048 images, as the plain mean over batches. In place.
+    """Measure batch-norm statistics again, on up to 2,048 images drawn by the seed. In place.
 
     Pruning changes what every layer receives; the old statistics belong to the dense network (Li et al. 2020,
-    "EagleEye").
+    "EagleEye"). Batches are of nearly equal size, at most 128. Fewer than two images: nothing happens.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms or len(split) < 2:
-        return
-    momenta = [norm.momentum for norm in norms]
     order = np.random.default_rng(seed).permutation(split.ids)[:_CALIBRATION_IMAGES]
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        for start in range(0, len(order) - 1, 128):
-            network(_on(split.source.read(order[start : start + 128]), device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.eval()
+    if len(order) < 2:
+        return
+    parts = np.array_split(order, math.ceil(len(order) / _CALIBRATION_BATCH))
+    measure_statistics(network, (_on(split.source.read(part), device) for part in parts))
 
 
 def _train(
     network: nn.Module,
-    teacher: ModelBundle,
+    bundles: tuple[ModelBundle, ModelBundle],
     parts: tuple[Split, Split],
     task: Task,
     best: tuple[dict[str, torch.Tensor], float | None],
     progress: Progress | None,
 ) -> tuple[dict[str, torch.Tensor], float | None]:
     """The best state over the epochs, calibration included, and its held-out accuracy."""
-    train, held_out = parts
-    settings = task.settings
-    guide = copy.deepcopy(teacher.network()).to(task.device, memory_format=torch.channels_last).eval()
+    settings, (train, held_out) = task.settings, parts
+    teacher = bundles[1]
+    guide = _placed(copy.deepcopy(teacher.network()), task.device) if settings.recipe == "distill" else None
     optimizer = _optimizer(network)
-    peak = settings.learning_rate or (0.05 if _has_batch_norm(network) else 0.01)
-    per_epoch = max(1, len(train) // settings.batch_size)
+    key = _task_key(task, *(bundle.digest for bundle in bundles))
     epoch, best_state, best_accuracy = 0, *best
-    if task.checkpoints and (found := read_checkpoint(task.checkpoints, task.device)):
+    if task.checkpoints and (found := read_checkpoint(task.checkpoints, task.device, task=key)):
         network.load_state_dict(found.network)
         optimizer.load_state_dict(found.optimizer)
         epoch, best_state, best_accuracy = found.epoch, found.best_network, found.best_accuracy
     while epoch < settings.epochs:
-        network.train()
-        for step, ids in enumerate(_shuffled(train, task.seed + epoch, settings.batch_size)):
-            done = (epoch * per_epoch + step) / (settings.epochs * per_epoch)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = peak * one_cycle(done)
-            loss = _loss(network, guide, train, ids, task, epoch)
-            if not math.isfinite(loss):
-                raise RecoveryError(
-                    f"training diverged: the loss is {loss} in epoch {epoch + 1}",
-                    hint=f"lower --recover-learning-rate (it was {peak:g})",
-                )
-            nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if progress and step % 8 == 0:
-                progress(f"{settings.recipe}: epoch {epoch + 1}/{settings.epochs}, loss {loss:.3f}", done)
+        _train_epoch(network, guide, optimizer, (train, epoch), task, progress)
         epoch += 1
         now = accuracy(network, held_out, task.device)
         if now is None or best_accuracy is None or now >= best_accuracy:
             best_state, best_accuracy = _state(network), now
         if task.checkpoints:
-            state = Checkpoint(epoch, network.state_dict(), optimizer.state_dict(), best_state, best_accuracy)
+            state = Checkpoint(epoch, network.state_dict(), optimizer.state_dict(), best_state, best_accuracy, key)
             write_checkpoint(task.checkpoints, state)
     return best_state, best_accuracy
+
+
+def _train_epoch(
+    network: nn.Module,
+    guide: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    part: tuple[Split, int],
+    task: Task,
+    progress: Progress | None,
+) -> None:
+    """One pass over the images of `part`, whose number in the schedule is the other half of it. In place."""
+    settings, (train, epoch) = task.settings, part
+    peak = settings.learning_rate or (0.05 if _has_batch_norm(network) else 0.01)
+    batches = _shuffled(train, task.seed + epoch, settings.batch_size)
+    torch.manual_seed(_mixed(task.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
+    network.train()
+    for step, ids in enumerate(batches):
+        done = (epoch + step / len(batches)) / settings.epochs
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = peak * one_cycle(done)
+        loss = _loss(network, guide, train, ids, task, epoch)
+        length = float(nn.utils.clip_grad_norm_(network.parameters(), _CLIP))
+        if not (math.isfinite(loss) and math.isfinite(length)):
+            what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
+            raise RecoveryError(
+                f"training diverged: {what} in epoch {epoch + 1}",
+                hint=f"lower --recover-learning-rate (it was {peak:g})",
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if progress and step % 8 == 0:
+            progress(f"{settings.recipe}: epoch {epoch + 1}/{settings.epochs}, loss {loss:.3f}", done)
 
 
 def one_cycle(done: float) -> float:
@@ -188,13 +202,13 @@ def one_cycle(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - 0.2) / 0.8)) + 1e-3
 
 
-def _loss(network: nn.Module, guide: nn.Module, train: Split, ids: Ints, task: Task, epoch: int) -> float:
-    generator = torch.Generator().manual_seed(task.seed * 1_000_003 + epoch * 10_007 + int(ids[0]))
+def _loss(network: nn.Module, guide: nn.Module | None, train: Split, ids: Ints, task: Task, epoch: int) -> float:
+    generator = torch.Generator().manual_seed(_mixed(task.seed, epoch, int(ids[0])))
     images = _on(_shifted(torch.from_numpy(train.source.read(ids)), generator), task.device)
     labels = torch.from_numpy(train.source.labels[ids]).to(task.device)
     logits = network(images)
     loss = nn.functional.cross_entropy(logits, labels)
-    if task.settings.recipe == "distill":
+    if guide is not None:
         with torch.no_grad():
             wanted = nn.functional.log_softmax(guide(images) / _TEMPERATURE, 1)
         given = nn.functional.log_softmax(logits / _TEMPERATURE, 1)
@@ -229,10 +243,11 @@ def _shuffled(split: Split, seed: int, size: int) -> list[Ints]:
 
 def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum; weight decay on weights, not on biases and norms."""
-    for parameter in network.parameters():
+    parameters = [p for p in network.parameters() if p.is_floating_point()]
+    for parameter in parameters:  # a frozen network is trained all the same: it was cut
         parameter.requires_grad_(True)
-    matrices = [p for p in network.parameters() if p.dim() > 1]
-    vectors = [p for p in network.parameters() if p.dim() <= 1]
+    matrices = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=0.0, momentum=_MOMENTUM, nesterov=True)
 
@@ -243,3 +258,27 @@ def _has_batch_norm(network: nn.Module) -> bool:
 
 def _state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _placed(network: nn.Module, device: str) -> nn.Module:
+    """`network` on the device, in channels-last (training is several times faster in it on a CPU), in eval mode."""
+    return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def _own_randomness(device: str) -> Iterator[None]:
+    """The block may seed torch's generators; afterwards they are as they were."""
+    with torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []):
+        yield
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _task_key(task: Task, *digests: str) -> str:
+    """Digest of everything that training depends on, for the checkpoint."""
+    data = task.train.digest if task.train else None
+    parts = [task.settings.model_dump(mode="json"), data, task.seed, task.device, *digests]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
