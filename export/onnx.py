@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -38,13 +38,7 @@ def export_onnx(bundle: ModelBundle, path: Path) -> int:
     import onnx
 
     proto = _trace(bundle)
-    for node in proto.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for holder in (proto, proto.graph, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        if hasattr(holder, "metadata_props"):
-            del holder.metadata_props[:]
-        holder.doc_string = ""
+    _forget_where_from(proto)
     for key, value in ((PARENT_KEY, bundle.digest), (VERSION_KEY, version("edgeprune"))):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
@@ -55,6 +49,16 @@ def export_onnx(bundle: ModelBundle, path: Path) -> int:
     with replacing(path) as beside:
         beside.write_bytes(proto.SerializeToString(deterministic=True))
     return opset_of(proto)
+
+
+def _forget_where_from(message: Any) -> None:
+    """Clear all notes of a protobuf message and of what it holds: stack traces, names of files. In place."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else (value,):
+                _forget_where_from(part)
 
 
 def opset_of(proto: Any) -> int:

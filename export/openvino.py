@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprune.errors import ExportError
-from edgeprune.files import replacing, write_text
+from edgeprune.errors import ExportError, OutputError
+from edgeprune.files import replacing
 from edgeprune.protocols import Session
 from edgeprune.records import RuntimeInfo
 
@@ -39,7 +39,7 @@ class OpenVinoSession:
         try:
             model = core.compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
-            raise ExportError(f"OpenVINO refuses {path}: {str(error).strip().splitlines()[-1]}") from error
+            raise ExportError(f"OpenVINO refuses {path}: {_last_line(error)}") from error
         if len(model.inputs) != 1:
             raise ExportError(f"{path} takes {len(model.inputs)} inputs: one image tensor is what edgeprune serves")
         self._tensor = openvino.Tensor
@@ -78,18 +78,27 @@ class OpenVino:
         try:
             model = openvino.convert_model(str(onnx))
         except RuntimeError as error:
-            raise ExportError(f"OpenVINO cannot convert {onnx}: {str(error).strip().splitlines()[-1]}") from error
+            raise ExportError(f"OpenVINO cannot convert {onnx}: {_last_line(error)}") from error
         weights = destination.with_suffix(".bin")
         with replacing(weights) as beside_weights, replacing(destination) as beside:
-            openvino.serialize(model, str(beside), str(beside_weights))
-        # The IR notes the name of the file that it was made from: no part of what it computes.
-        text = re.sub(r"\s*<conversion_parameters>.*?</conversion_parameters>", "", destination.read_text(), flags=re.S)
-        write_text(destination, text)
+            try:
+                openvino.serialize(model, str(beside), str(beside_weights))
+            except RuntimeError as error:  # all that OpenVINO says of a full disk
+                raise OutputError(
+                    f"cannot write {destination}: {_last_line(error)}", hint="is there enough space on the disk?"
+                ) from error
+            # The IR notes the name of the file that it was made from: no part of what it computes.
+            text = re.sub(r"\s*<conversion_parameters>.*?</conversion_parameters>", "", beside.read_text(), flags=re.S)
+            beside.write_text(text)
         return destination, weights
 
     def open(self, path: Path, *, threads: int) -> Session:
         """Compile in float32 on the CPU; ExportError when OpenVINO refuses the file."""
         return OpenVinoSession(path, threads)
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 RUNTIME = OpenVino()

@@ -24,7 +24,9 @@ TOLERANCE = 1e-4
 def check_parity(
     bundle: ModelBundle, session: Session, images: Floats, *, sha256: str, inputs: Literal["real", "random"]
 ) -> Parity:
-    """Compare logits on `images` (float32 pixels, at least 8); ParityError when they differ by more than allowed.
+    """Compare logits on `images` (float32 pixels, repeated where there are fewer than two batches of 8).
+
+    Errors: ParityError when they differ by more than allowed, are not finite, or a batch size does not run.
 
     The tolerance is 1e-4 times the larger of 1 and the largest logit: float32 sums in another order differ
     relative to what is summed.
@@ -32,26 +34,26 @@ def check_parity(
     import torch
 
     network = bundle.network()
-    difference, scale, same = 0.0, 1.0, True
+    differences, scales, same = [0.0], [1.0], True
     for size in BATCH_SIZES:
         for start in range(0, 2 * size, size):
-            batch = np.ascontiguousarray(images[start : start + size])
-            if not len(batch):
-                continue
+            batch = np.ascontiguousarray(np.take(images, range(start, start + size), axis=0, mode="wrap"))
             with torch.no_grad():
                 expected = network(torch.from_numpy(batch)).numpy()
-            actual = session.logits(batch)
+            actual = _run(session, batch)
             if actual.shape != expected.shape:
                 raise ParityError(
                     f"{session.info.name} gives logits of shape {actual.shape} where torch gives {expected.shape}",
                     where=f"batch of {len(batch)} images",
                 )
-            difference = max(difference, _largest(actual - expected))
-            scale = max(scale, _largest(expected))
+            differences.append(_largest(actual - expected))
+            scales.append(_largest(expected))
             same &= bool((actual.argmax(1) == expected.argmax(1)).all())
-    if not difference <= TOLERANCE * scale:  # a NaN is a failure, too
+    difference, scale = float(np.max(differences)), float(np.max(scales))  # np.max keeps a NaN; max() loses it
+    if not difference <= TOLERANCE * scale or not np.isfinite(scale):
         raise ParityError(
-            f"the exported file and the network differ by {difference:.3g} in the logits (allowed: {TOLERANCE * scale:.0e})",
+            f"the exported file and the network differ by {difference:.3g} in the logits "
+            f"(allowed: {TOLERANCE * scale:.0e})",
             where=f"{session.info.name} {session.info.version}, {session.info.precision}",
             hint="nothing was measured on it; report the network's operators as a bug of edgeprune",
         )
@@ -64,6 +66,17 @@ def check_parity(
         same_labels=same,
         inputs=inputs,
     )
+
+
+def _run(session: Session, batch: Floats) -> Floats:
+    try:
+        return session.logits(batch)
+    except Exception as error:  # every runtime has errors of its own, and it may be a plugin
+        raise ParityError(
+            f"{session.info.name} cannot run the exported file on a batch of {len(batch)}",
+            where=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            hint="a batch size that the network fixes itself (a constant in a reshape) is the usual reason",
+        ) from error
 
 
 def _largest(values: Floats) -> float:
