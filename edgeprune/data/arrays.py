@@ -18,7 +18,7 @@ from edgeprune.data.archives import Archive, Array
 from edgeprune.errors import DataError
 
 if TYPE_CHECKING:
-    from edgeprune.types import Floats, Ints, ModelBundle, Role, Shape
+    from edgeprune.types import Floats, InputForm, Ints, ModelBundle, Role, Shape
 
 BLOCK = 1024
 
@@ -51,7 +51,7 @@ def stretch(images: Array, bounds: tuple[float, float]) -> Floats:
     return stretched
 
 
-def open_npz(path: Path, role: Role, model: ModelBundle) -> ArraySource:
+def open_npz(path: Path, role: Role, model: ModelBundle | InputForm) -> ArraySource:
     """Open an `.npz` file for the network `model`; DataError says what does not fit and what was expected."""
     archive = Archive(path)
     try:
@@ -67,7 +67,7 @@ def open_npz(path: Path, role: Role, model: ModelBundle) -> ArraySource:
     )
 
 
-def arrays_source(images: Array, labels: Array, path: Path, model: ModelBundle) -> ArraySource:
+def arrays_source(images: Array, labels: Array, path: Path, model: ModelBundle | InputForm) -> ArraySource:
     """Images and labels as a source for the network `model`; `path` is what errors call them by."""
     labels = _as_labels(labels, path)
     if images.ndim == 0 or len(images) != len(labels):

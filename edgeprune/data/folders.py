@@ -17,14 +17,14 @@ from edgeprune.data.pictures import PictureSource, need_pillow, pictures_in
 from edgeprune.errors import DataError
 
 if TYPE_CHECKING:
-    from edgeprune.types import ModelBundle, Role
+    from edgeprune.types import InputForm, ModelBundle, Role
 
 _ROLES = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 _PATHS = ("path", "file", "filename", "image")
 _LABELS = ("label", "class", "target")
 
 
-def open_folder(folder: Path, role: Role, model: ModelBundle) -> PictureSource:
+def open_folder(folder: Path, role: Role, model: ModelBundle | InputForm) -> PictureSource:
     """A folder of class folders, or one that holds such a folder named after the role."""
     need_pillow()
     inner = next((folder / name for name in _ROLES[role] if (folder / name).is_dir()), folder)
@@ -43,7 +43,7 @@ def open_folder(folder: Path, role: Role, model: ModelBundle) -> PictureSource:
     return _source(paths, labels, model)
 
 
-def open_index(path: Path, role: Role, model: ModelBundle) -> PictureSource:
+def open_index(path: Path, role: Role, model: ModelBundle | InputForm) -> PictureSource:
     """A CSV file with the columns `path` (relative to the file) and `label` (a number or a class name).
 
     A column `split` or `role`, where there is one, picks the rows of this role.
@@ -69,7 +69,7 @@ def open_index(path: Path, role: Role, model: ModelBundle) -> PictureSource:
     return _source(paths, labels, model)
 
 
-def _source(paths: list[Path], labels: list[int], model: ModelBundle) -> PictureSource:
+def _source(paths: list[Path], labels: list[int], model: ModelBundle | InputForm) -> PictureSource:
     return PictureSource(tuple(paths), np.array(labels, dtype=np.int64), model.input_shape, model.preprocessing)
 
 

@@ -21,7 +21,7 @@ from edgeprune.errors import DataError, RuntimeMissingError, UsageError
 from edgeprune.protocols import did_you_mean
 
 if TYPE_CHECKING:
-    from edgeprune.types import Floats, ImageSource, Ints, ModelBundle, Role
+    from edgeprune.types import Floats, ImageSource, InputForm, Ints, ModelBundle, Role
 
 TORCHVISION = (
     *("CIFAR10", "CIFAR100", "DTD", "EMNIST", "EuroSAT", "FGVCAircraft", "FashionMNIST", "Flowers102", "Food101"),
@@ -36,7 +36,7 @@ class DatasetSource:
 
     dataset: Any
     labels: Ints
-    model: ModelBundle
+    model: ModelBundle | InputForm
     name: str
 
     def read(self, ids: Ints) -> Floats:
@@ -60,7 +60,7 @@ class DatasetSource:
         return pixels
 
 
-def open_function(name: str, role: Role, model: ModelBundle, trust: tuple[str, ...]) -> ImageSource:
+def open_function(name: str, role: Role, model: ModelBundle | InputForm, trust: tuple[str, ...]) -> ImageSource:
     """Call ``package.module:function`` and take what it returns; UsageError unless `trust` covers it."""
     from edgeprune.models.trust import Trust, import_named
 
@@ -88,7 +88,7 @@ def open_function(name: str, role: Role, model: ModelBundle, trust: tuple[str, .
     )
 
 
-def open_torchvision(name: str, role: Role, model: ModelBundle) -> DatasetSource:
+def open_torchvision(name: str, role: Role, model: ModelBundle | InputForm) -> DatasetSource:
     """``torchvision:NAME:FOLDER``: a data set that torchvision has stored in that folder."""
     _, _, rest = name.partition(":")
     kind, _, folder = rest.partition(":")
@@ -117,7 +117,7 @@ def open_torchvision(name: str, role: Role, model: ModelBundle) -> DatasetSource
         raise DataError(f"cannot open {name}: {reason}", hint="store it there with torchvision first") from error
 
 
-def _dataset(dataset: Any, model: ModelBundle, name: str) -> DatasetSource:
+def _dataset(dataset: Any, model: ModelBundle | InputForm, name: str) -> DatasetSource:
     known = next((getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
     try:
         labels = np.asarray([dataset[index][1] for index in range(len(dataset))] if known is None else known)

@@ -16,7 +16,7 @@ from edgeprune.errors import DataError, UsageError
 from edgeprune.types import Role, Split
 
 if TYPE_CHECKING:
-    from edgeprune.types import ImageSource, Ints, ModelBundle
+    from edgeprune.types import ImageSource, InputForm, Ints, ModelBundle
 
 BLOCK = 256
 
@@ -24,7 +24,7 @@ BLOCK = 256
 def open_split(
     path: Path | str,
     role: Role,
-    model: ModelBundle,
+    model: ModelBundle | InputForm,
     *,
     samples: int | None = None,
     seed: int = 0,
@@ -45,7 +45,7 @@ def open_split(
     return Split(role=role, name=name, source=source, ids=ids, digest=_digest(role, source, ids))
 
 
-def _open(path: Path | str, role: Role, model: ModelBundle, trust: tuple[str, ...]) -> ImageSource:
+def _open(path: Path | str, role: Role, model: ModelBundle | InputForm, trust: tuple[str, ...]) -> ImageSource:
     place = Path(path)
     if place.is_dir():
         return open_folder(place, role, model)

@@ -22,6 +22,8 @@ from edgeprune.errors import ModelError, UntrustedModelError
 from edgeprune.models.pickles import Placeholder
 from edgeprune.models.trust import Trust, admitted_class, admitted_value, has_own_new, untrusted
 
+_INNER: dict[str, type[Any]] = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}
+_OLDER = "open it with the versions it was made with, and bring its state_dict with --arch"
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, range, slice)
 _TORCH = (torch.Size, torch.dtype, torch.device, torch.memory_format, torch.layout)
 
@@ -43,10 +45,12 @@ def build(description: Any, trust: Trust, path: str) -> Any:
 
 def clean_tensor(tensor: Tensor, name: str, path: str) -> Tensor:
     """The tensor without attributes or hooks that a file gave it; ModelError for those that hold no plain values."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
-        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    kind, grad = type(tensor), tensor.requires_grad
+    tensor = Tensor.detach(tensor)  # by the class: a file can give a tensor attributes that hide its methods
+    if kind not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
+        what = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
         raise ModelError(
-            f"{name} in {path} is a {kind} tensor, which is not supported",
+            f"{name} in {path} is a {what} tensor, which is not supported",
             hint="bring the network as it was before it was quantized or converted",
         )
     if tensor.device.type != "cpu":
@@ -54,8 +58,7 @@ def clean_tensor(tensor: Tensor, name: str, path: str) -> Tensor:
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         what = f"{name} in {path} claims {tensor.numel():,} values and does not hold them"
         raise ModelError(what, hint="save a contiguous copy of it")
-    plain = tensor.detach()
-    return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
+    return nn.Parameter(tensor, grad) if kind is nn.Parameter else tensor
 
 
 def _names(description: Any) -> tuple[str, ...]:
@@ -125,9 +128,15 @@ class _Builder:
                 where="nothing of it was run",
                 hint="bring a state_dict with --arch instead",
             )
-        if issubclass(cls, enum.Enum):
-            return cls(*self.value(given.arguments, name))
+        if issubclass(cls, enum.Enum) and len(given.arguments) == 1:
+            return self._member(cls, self.value(given.arguments[0], name), name)
         return self._instance(cls, given, name)
+
+    def _member(self, cls: type[enum.Enum], value: Any, name: str) -> enum.Enum:
+        for member in cls:
+            if member.value == value:
+                return member
+        raise ModelError(f"{name.lstrip('.')} in {self.path}: {cls.__name__} has no member {value!r}", hint=_OLDER)
 
     def _instance(self, cls: type[Any], given: Placeholder, name: str) -> Any:
         if given.arguments and not has_own_new(cls):
@@ -138,9 +147,10 @@ class _Builder:
             )
         made = cls.__new__(cls, *self.value(given.arguments, name))
         self.made[id(given)] = made
+        state = self._state(cls, given, name)
         if isinstance(made, nn.Module):
             nn.Module.__init__(made)
-        state = self._state(cls, given, name)
+            self._check_inner(state, name or cls.__name__)
         if hasattr(cls, "__setstate__"):
             made.__setstate__(state)
         else:
@@ -160,13 +170,19 @@ class _Builder:
                     hint="bring a state_dict with --arch instead",
                 )
         # children are named by their own names, not by the dict that holds them
-        inner = {"_modules", "_parameters", "_buffers"}
         return {
             key: {k: self.value(v, f"{name}.{k}") for k, v in value.items()}
-            if key in inner and isinstance(value, dict)
+            if key in _INNER and isinstance(value, dict)
             else self.value(value, f"{name}.{key}")
             for key, value in state.items()
         }
+
+    def _check_inner(self, state: dict[str, Any], name: str) -> None:
+        """Parameters, buffers and children are what torch expects there."""
+        for inner, kind in _INNER.items():
+            held = state.get(inner, {})
+            if not isinstance(held, dict) or not all(isinstance(value, kind | None) for value in held.values()):
+                raise ModelError(f"{name.lstrip('.')} in {self.path} holds something else in its {inner}", hint=_OLDER)
 
 
 def _partial(builder: _Builder, given: Placeholder) -> Any:

@@ -2,20 +2,18 @@
 
 `torch.export.load` unpickles weights and constants and evaluates expressions that stand in the file, so it is not
 used. The graph is JSON and the weights are raw bytes: both are read here, and the graph is run by `Program`, which
-calls ATen operators by name and nothing else. Convolutions, linear layers and norms become real layers again under
-their old names, so that a program can be pruned like any other network.
+calls the operators of `edgeprune.models.operators` and nothing else. Convolutions, linear layers and norms become
+real layers again under their old names, so that a program can be pruned like any other network.
 
-Refused: pickled weights or constants, compiled parts, operators outside ATen, subgraphs, several inputs.
+Refused: pickled weights or constants, compiled parts, operators that are not on the list, subgraphs, several inputs.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import operator
-import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,10 @@ from torch import Tensor, nn
 from edgeprune.errors import ModelError
 from edgeprune.models.encoding import Opaque
 from edgeprune.models.layers import as_layer
+from edgeprune.models.operators import function
 from edgeprune.types import Shape
 
 Json = Any
-_OPERATOR = re.compile(r"torch\.ops\.aten\.([a-z][a-z0-9_]*|_[a-z][a-z0-9_]*)\.([A-Za-z][A-Za-z0-9_]*)")
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    f"_operator.{name}": getattr(operator, name)
-    for name in ("add", "eq", "floordiv", "ge", "gt", "le", "lt", "mod", "mul", "ne", "neg", "sub", "truediv")
-}
-_FACTORIES = frozenset(["arange", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros"])
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
 _DTYPES = {
     1: torch.uint8,
@@ -115,25 +108,6 @@ def read(path: Path) -> nn.Module:
         raise _unsupported(str(path), f"damaged ({error})") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise _unsupported(str(path), f"its graph cannot be read ({type(error).__name__}: {error})") from error
-
-
-def function(name: str) -> Callable[..., Any]:
-    """The operator of that name. ValueError for everything but ATen operators on tensors and integer arithmetic.
-
-    What makes tensors out of nothing is limited to `_FACTORIES`: `aten::from_file` opens files.
-    """
-    if name in _ARITHMETIC:
-        return _ARITHMETIC[name]
-    match = _OPERATOR.fullmatch(name)
-    packet = getattr(torch.ops.aten, match[1], None) if match else None
-    overload = getattr(packet, match[2], None) if match and match[2] in getattr(packet, "overloads", list)() else None
-    if match is None or overload is None:
-        raise ValueError(f"the operator {name} is not one of ATen's")
-    arguments = overload._schema.arguments
-    on_tensors = bool(arguments) and "Tensor" in str(arguments[0].type)
-    if not on_tensors and match[1] not in _FACTORIES:
-        raise ValueError(f"the operator {name} does not work on tensors")
-    return overload  # type: ignore[no-any-return]
 
 
 class _Archive:
