@@ -141,11 +141,20 @@ class AttackConfig(Section):
     eps: Epsilon = setting("8/255", "Largest perturbation, in pixel units.")
     steps: int = setting(40, "Gradient steps a restart.", flag="attack-steps", gt=0)
     restarts: int = setting(2, "Random starts.", flag="attack-restarts", gt=0)
+    targets: int = setting(9, "Classes that a targeted attack tries, nearest first.", flag="attack-targets", gt=0)
+    queries: int = setting(5000, "Questions a black-box attack asks about an image.", flag="attack-queries", gt=0)
     samples: int | None = setting(None, "Attack this many test images (default: all).", flag="attack-samples", gt=0)
 
     @property
     def epsilon(self) -> float:
         return float(Fraction(self.eps))
+
+    @model_validator(mode="after")
+    def _suites_are_fixed(self) -> AttackConfig:
+        given = [name for name in ("steps", "restarts", "targets", "queries") if name in self.model_fields_set]
+        if self.attack in ("quick", "standard") and given:
+            raise ValueError(f"{self.attack} has settings of its own: leave out {' and '.join(given)}, or set an attack")
+        return self
 
 
 class BudgetConfig(Section):
