@@ -37,6 +37,7 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Settings (default: ./edgeprune.toml if it is there).")
 ]
 _NO_BUDGETS = 'set at least one in [budget] of edgeprune.toml, for example accuracy_drop = "2 pt"'
+_INTERRUPTED = "interrupted: the same command goes on from the last finished stage"
 Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result alone.")]
 
 
@@ -244,14 +245,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _guarded(arguments: list[str], debug: bool) -> int:
     try:
-        code = int(app(arguments, standalone_mode=False, obj=arguments) or 0)
+        code = int(app(arguments, prog_name="edgeprune", standalone_mode=False, obj=arguments) or 0)
         sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read our output has gone, as in `edgeprune inspect model.pt | head`
+        if code != ExitCode.INTERRUPTED:
+            return code
+        message = _INTERRUPTED  # typer has caught Ctrl-C already
+    except (BrokenPipeError, SystemExit):  # whoever read our output has gone, and typer turns that into exit(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "interrupted: the same command goes on from the last finished stage", ExitCode.INTERRUPTED
+        message, code = _INTERRUPTED, ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last fence: a bug of ours is said as one, never shown as a result
         message, code = _said(error)
         if debug:

@@ -7,6 +7,7 @@ finished stage can be kept. Everything that a stage writes is whole or absent.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config
 from edgeprune.console import Console
-from edgeprune.files import write_text
+from edgeprune.files import sha256_of, write_text
 from edgeprune.latency.profiles import Profile
 from edgeprune.records import (
     AccuracyComparison,
@@ -44,6 +45,8 @@ from edgeprune.runfolder import STAGES, RunFolder
 from edgeprune.types import ChannelGraph, ModelBundle, Split
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.pruning.aim import Timing
     from edgeprune.types import Floats
 
@@ -337,9 +340,17 @@ class Run:
 
     @property
     def _model_key(self) -> dict[str, Any]:
-        """What the network is, for a stage's inputs; with the version, since another one may compute otherwise."""
+        """What the network is, for a stage's inputs; with the versions, since others may compute otherwise.
+
+        Equal weights in another architecture, or behind code that was edited, are another network.
+        """
+        import torch
+
         return {
             "digest": self.bundle.digest,
+            "architecture": dataclasses.asdict(self.bundle.architecture),
+            "code": _code_of(self.bundle.module),
+            "torch": torch.__version__,
             "input": self.bundle.input_shape,
             "preprocessing": dataclasses.asdict(self.bundle.preprocessing),
             "classes": self.bundle.classes,
@@ -365,6 +376,18 @@ class Run:
         low, high = self.bundle.preprocessing.bounds
         noise = np.random.default_rng(self._seed).random((count, *self.bundle.input_shape), dtype=np.float32)
         return low + noise * np.float32(high - low), "random"
+
+
+def _code_of(module: nn.Module) -> dict[str, str]:
+    """sha256 of the source files of the module's own classes, by class; torch's are known by its version."""
+    classes = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
+    found = {}
+    for cls in classes:
+        try:
+            found[f"{cls.__module__}.{cls.__qualname__}"] = sha256_of(Path(inspect.getfile(cls)))
+        except (OSError, TypeError):  # a class without a file: made in memory, or in a notebook
+            continue
+    return found
 
 
 def _runtime(name: str) -> protocols.Runtime:

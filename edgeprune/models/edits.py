@@ -74,7 +74,7 @@ def _compare(name: str, fresh: nn.Module, module: nn.Module, encoder: Encoder, e
 
 def _compare_attributes(name: str, fresh: nn.Module, module: nn.Module, edits: dict[str, list[Json]]) -> None:
     before, after = vars(fresh), vars(module)
-    for key in after.keys() | before.keys():
+    for key in sorted(after.keys() | before.keys()):  # a set has another order in every process
         if key in _INNER:
             continue
         if key not in after:
