@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from edgeprune.config import flag_of, settings_of
 from edgeprune.errors import UsageError
@@ -42,11 +43,18 @@ def settings(*sections: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
+def default_of(field: FieldInfo) -> str:
+    """A setting's default as it is written on the command line; empty when there is none."""
+    default = field.default
+    if default is None or default == {}:
+        return ""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 def _parameter(section: str, name: str) -> inspect.Parameter:
     field = settings_of(section)[name]
-    default = field.default
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    help_text = f"{field.description}" + (f" (default: {shown})" if shown not in (None, "", {}) else "")
+    shown = default_of(field)
+    help_text = f"{field.description}" + (f" (default: {shown})" if shown else "")
     option = typer.Option(
         f"--{flag_of(section, name)}",
         help=help_text,
