@@ -144,7 +144,9 @@ class OnnxSession:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions live in a private module
-            raise ExportError(f"ONNX Runtime refuses {path}: {_first_line(error)}") from error
+            raise ExportError(
+                f"ONNX Runtime refuses {path}: {_first_line(error)}", hint="it is damaged or not ONNX: export it again"
+            ) from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise ExportError(f"{path} takes {len(inputs)} inputs: one image tensor is what edgeprune serves")

@@ -22,12 +22,22 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats
 
 
+def _check_is_xml(path: Path) -> None:
+    """OpenVINO tries every format that it knows on a file that is no IR, and prints about each."""
+    if path.suffix != ".xml":
+        return
+    with path.open("rb") as file:
+        if not file.read(64).lstrip().startswith(b"<"):
+            raise ExportError(f"{path} is not an OpenVINO IR: it is no XML", hint="export it again")
+
+
 class OpenVinoSession:
     """An IR (or ONNX) file compiled by OpenVINO: latency hint, one stream, float32."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import openvino
 
+        _check_is_xml(path)
         core = openvino.Core()
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -39,7 +49,9 @@ class OpenVinoSession:
         try:
             model = core.compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
-            raise ExportError(f"OpenVINO refuses {path}: {_last_line(error)}") from error
+            raise ExportError(
+                f"OpenVINO refuses {path}: {_last_line(error)}", hint="it is damaged or incomplete: export it again"
+            ) from error
         if len(model.inputs) != 1:
             raise ExportError(f"{path} takes {len(model.inputs)} inputs: one image tensor is what edgeprune serves")
         self._tensor = openvino.Tensor

@@ -16,6 +16,7 @@ from typer.main import get_command
 from edgeprune.cli import app
 from edgeprune.config import Config, flag_of, settings_of
 from edgeprune.errors import ExitCode
+from edgeprune.latency.profiles import Profile
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -84,7 +85,12 @@ def test_the_command_line_page_has_every_setting_command_and_exit_code() -> None
 
 @pytest.mark.parametrize("text", TOML)
 def test_settings_in_the_documentation_are_settings(text: str) -> None:
-    Config.model_validate(tomllib.loads(text))
+    """Of edgeprune.toml, or of a hardware profile."""
+    tables = tomllib.loads(text)
+    if "widths" in tables:
+        Profile.model_validate(tables)
+    else:
+        Config.model_validate(tables)
 
 
 @pytest.mark.parametrize("arguments", COMMANDS)
@@ -107,11 +113,11 @@ def test_commands_in_the_documentation_are_commands(arguments: list[str], monkey
 def test_examples_are_found_at_all(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "```console\n$ edgeprune compress model.pt \\\n    --ratio 0.5 && edgeprune gate runs/x --artifact m.onnx | cat\n"
+        "```console\n$ edgeprune compress model.pt \\\n    --ratio 0.5 && edgeprune gate run --artifact m.onnx | cat\n"
         "pip install edgeprune\n```\n- a\n  ```toml\n  [run]\n  seed = 1\n  ```\n"
     )
     assert [arguments for _, arguments in commands(page)] == [
         ["compress", "model.pt", "--ratio", "0.5"],
-        ["gate", "runs/x", "--artifact", "m.onnx"],
+        ["gate", "run", "--artifact", "m.onnx"],
     ]
     assert [text for _, text in blocks(page, {"toml"})] == ["[run]\nseed = 1"]
