@@ -7,6 +7,7 @@ origins, so that channels which depend on each other are seen to, never looks at
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections import deque
@@ -17,6 +18,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch_pruning._helpers import _HybridIndex as Step
+from torch_pruning.dependency import index_mapping
 from torch_pruning.ops import OPTYPE
 
 from edgeprune.errors import PruningError
@@ -28,8 +30,11 @@ FLOW = frozenset(
 """What hands channels on and has none of its own."""
 
 
-class TooSlowError(Exception):
-    """The walk ran into its time limit. For `edgeprune.pruning.graph` only: it becomes a refusal."""
+_MOST_STEPS = 1_000_000  # VGG's widest group takes 100,000; mappings that multiply indices are soon beyond
+
+
+class EndlessError(Exception):
+    """The walk ran into one of its limits, and which. For `edgeprune.pruning.graph` only: it becomes a refusal."""
 
 
 class Touch(NamedTuple):
@@ -54,12 +59,13 @@ def build(module: nn.Module, input_shape: Shape) -> Any:
     example = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # torch-pruning warns of what the proof will judge
+        graph = tp.DependencyGraph()
         try:
             # Every default of this call is passed: some of them are mutable and would outlive it.
-            return tp.DependencyGraph().build_dependency(
+            graph.build_dependency(
                 module,
                 example_inputs=example,
-                forward_fn=lambda network, images: network(images),
+                forward_fn=_forward,
                 output_transform=None,
                 unwrapped_parameters=None,
                 customized_pruners={},
@@ -68,35 +74,70 @@ def build(module: nn.Module, input_shape: Shape) -> Any:
                 verbose=False,
             )
         except Exception as error:  # torch-pruning fails with whatever its tracing meets
-            raise PruningError(
-                f"the network cannot be traced: {type(error).__name__}: {error}",
-                where="torch-pruning follows autograd from the output back to the layers",
-                hint="a forward pass under no_grad or detach, or on integers, hides the layers from it",
-            ) from error
+            if not _mapped_one_by_one(graph):
+                raise PruningError(
+                    f"the network cannot be traced: {type(error).__name__}: {error}",
+                    where="torch-pruning follows autograd from the output back to the layers",
+                    hint="a forward pass under no_grad or detach, or on integers, hides the layers from it",
+                ) from error
+    return graph
+
+
+def _forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = network(images)
+    if not output.requires_grad:
+        raise ValueError("no gradient flows from its output")
+    return output
+
+
+def _mapped_one_by_one(graph: Any) -> bool:
+    """Set torch-pruning's index mappings node by node, where one that fails would end its own loop.
+
+    A node whose mapping fails (a channel shuffle: division by zero) hands indices on as they are, and the proof sees
+    that that is wrong. False when the failure came before the mappings.
+    """
+    nodes = list(getattr(graph, "module2node", {}).values())
+    updates = (
+        index_mapping.update_concat_index_mapping,
+        index_mapping.update_split_index_mapping,
+        index_mapping.update_reshape_index_mapping,
+        index_mapping.update_unbind_index_mapping,
+        index_mapping.update_expand_index_mapping,
+        index_mapping.update_slice_index_mapping,
+    )
+    for node in nodes:
+        for update in updates:
+            with contextlib.suppress(ArithmeticError, LookupError, TypeError, AttributeError):
+                update(graph, node)
+    return any(node.dependencies for node in nodes)
 
 
 def follow(graph: Any, layer: nn.Module, outputs: Sequence[int], *, seconds: float) -> tuple[Touch, ...]:
     """Everything that has to go when the output channels `outputs` of `layer` do, in the order it is met.
 
-    Errors: TooSlowError after `seconds`; torch-pruning's index mappings raise whatever they like.
+    Errors: EndlessError after `seconds` or too many steps; torch-pruning's index mappings raise whatever they like.
     """
     deadline = time.monotonic() + seconds
     seen: dict[tuple[Any, Any], dict[Any, None]] = {}
     handler = graph.get_pruner_of_module(layer).prune_out_channels
     waiting = deque([(graph.module2node[layer], handler, [Step(idx=i, root_idx=i) for i in outputs])])
+    taken = 0
     while waiting:
         if time.monotonic() > deadline:
-            raise TooSlowError
+            raise EndlessError(f"following its channels took longer than {max(seconds, 0):.3g} s")
         node, handler, steps = waiting.popleft()
         known = seen.setdefault((node, handler), {})
         fresh = [step for step in steps if step not in known]
         if not fresh:
             continue
         known.update(dict.fromkeys(fresh))
+        taken += len(fresh)
         for dependency in node.dependencies:
             if dependency.is_triggered_by(handler):
                 onward = fresh
                 for mapping in dependency.index_mapping:
+                    if taken + len(onward) * getattr(mapping, "_stride", 1) > _MOST_STEPS:  # seen before it is made
+                        raise EndlessError("torch-pruning cannot follow its channels: they multiply without end")
                     onward = onward if mapping is None else mapping(onward)
                 if onward:
                     waiting.append((dependency.target, dependency.handler, onward))

@@ -20,7 +20,7 @@ from torch import nn
 from torch_pruning.ops import OPTYPE, module2type
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.dependencies import FLOW, TooSlowError, build, follow
+from edgeprune.pruning.dependencies import FLOW, EndlessError, build, follow
 from edgeprune.pruning.proof import prove, scrambled
 from edgeprune.pruning.surgery import replica
 from edgeprune.pruning.units import group_of, weights_that_cannot_be_cut
@@ -35,7 +35,7 @@ _PER_CHANNEL = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.P
 class Limits:
     """How long one layer's channels may take to be followed, and all of tracing and proving, in seconds."""
 
-    group_s: float = 60.0
+    group_s: float = 20.0
     total_s: float = 600.0
 
 
@@ -116,8 +116,8 @@ def _candidate(
     covered[name].update(outputs)
     try:
         touches = follow(graph, graph.model.get_submodule(name), outputs, seconds=seconds)
-    except TooSlowError:
-        return _Candidate(name, (name,), f"following its channels took longer than {max(seconds, 0):.3g} s")
+    except EndlessError as error:
+        return _Candidate(name, (name,), str(error))
     except Exception as error:  # noqa: BLE001  # index mappings of torch-pruning fail in many ways
         return _Candidate(name, (name,), f"torch-pruning cannot follow its channels: {error}")
     solid = [touch for touch in touches if touch.name is not None and touch.kind not in FLOW]
@@ -149,10 +149,10 @@ def _unmentioned(module: nn.Module, groups: Sequence[Group], refusals: Sequence[
     mentioned = {member.name for group in groups for member in group.members}
     mentioned.update(name for refusal in refusals for name in refusal.layers)
     for name, layer in module.named_modules():
-        if name in mentioned or _inside_whole(module, name):
-            continue
         if isinstance(layer, _WHOLE):
             yield Refusal(name, f"{type(layer).__name__}: no sound rule for its kind", (name,))
+        elif name in mentioned or _inside_whole(module, name):
+            continue
         elif isinstance(layer, WEIGHTED):
             yield Refusal(name, "its channels are those of the network's input", (name,))
         elif not isinstance(layer, _PER_CHANNEL):

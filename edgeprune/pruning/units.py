@@ -84,7 +84,26 @@ def _unfit(touch: Touch, odd: dict[str, str]) -> str | None:
         return f"{touch.name or 'it'} ({type(touch.module).__name__}): no sound rule for its kind"
     if touch.kind in _MIXING:
         return f"{touch.name} ({_MIXING[touch.kind]}) mixes channels: the ones that stay would change"
+    size = _size(touch)
+    if size is not None and any(not 0 <= channel < size for channel, _ in touch.channels):
+        return f"its channels cannot be followed into {touch.name}, which has only {size}"
     return odd.get(touch.name)
+
+
+def _size(touch: Touch) -> int | None:
+    """How many channels the touched dimension has; None where all share one value."""
+    layer, kind = touch.module, touch.kind
+    if kind == OPTYPE.PARAMETER:
+        return int(layer.shape[touch.dim])
+    if kind in (OPTYPE.CONV, OPTYPE.DEPTHWISE_CONV):
+        return int(layer.out_channels if touch.outward else layer.in_channels)
+    if kind == OPTYPE.LINEAR:
+        return int(layer.out_features if touch.outward else layer.in_features)
+    if kind == OPTYPE.EMBED:
+        return int(layer.embedding_dim)
+    if kind == OPTYPE.PRELU:
+        return int(layer.num_parameters) if layer.num_parameters > 1 else None
+    return int(layer.num_features)
 
 
 def _by_origin(touch: Touch, positions: dict[int, int]) -> list[set[int]]:
