@@ -248,3 +248,11 @@ def test_a_class_in_a_script_names_the_way_out(tmp_path):
         edgeprune.load(tmp_path / "model.pt")
     with pytest.raises(ModelError, match="cannot import train_script_example"):
         edgeprune.load(tmp_path / "model.pt", ModelConfig(trust=("train_script_example",)))
+
+
+def test_functions_of_torch_may_be_attributes(tmp_path):
+    module = examples.seeded(examples.Tied)
+    torch.save(module, tmp_path / "model.pt")
+    loaded = edgeprune.load(tmp_path / "model.pt", ModelConfig(trust=("model_examples",), input_shape=SHAPE)).module
+    assert loaded.other is torch.relu
+    assert torch.equal(loaded(torch.ones(2, *SHAPE)), module(torch.ones(2, *SHAPE)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import ModelError, UntrustedModelError
 from edgeprune.models.pickles import Placeholder
-from edgeprune.models.trust import Trust, admitted_class, admitted_value, has_own_new, untrusted
+from edgeprune.models.trust import FUNCTIONS, Trust, admitted_class, admitted_value, has_own_new, untrusted
 
 _INNER: dict[str, type[Any]] = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}
 _OLDER = "open it with the versions it was made with, and bring its state_dict with --arch"
@@ -86,7 +86,7 @@ def _names(description: Any) -> tuple[str, ...]:
 
 
 def _admitted(name: str, trust: Trust) -> bool:
-    return name in _MAKERS or admitted_value(name, trust) is not None
+    return name in _MAKERS or name == _TORCH_FUNCTIONS or admitted_value(name, trust) is not None
 
 
 class _Builder:
@@ -98,7 +98,10 @@ class _Builder:
 
     def value(self, given: Any, name: str = "") -> Any:
         if isinstance(given, type) and issubclass(given, Placeholder):
-            return admitted_value(given.reference, self.trust)
+            found = admitted_value(given.reference, self.trust)
+            if found is None:
+                raise untrusted((given.reference,), self.path, self.trust)
+            return found
         if isinstance(given, Placeholder):
             return self.made[id(given)] if id(given) in self.made else self._object(given, name)
         if isinstance(given, Tensor):
@@ -193,6 +196,15 @@ def _partial(builder: _Builder, given: Placeholder) -> Any:
     return partial(builder.value(state[0]), *builder.value(tuple(state[1])), **builder.value(dict(state[2])))
 
 
+def _torch_function(builder: _Builder, given: Placeholder) -> Any:
+    """torch.relu and the like, which pickle as getattr(torch._C._VariableFunctionsClass, "relu")."""
+    owner, name = (*given.arguments, None, None)[:2]
+    is_torch = isinstance(owner, type) and getattr(owner, "reference", "") == _TORCH_FUNCTIONS
+    if not is_torch or f"torch.{name}" not in FUNCTIONS or not hasattr(torch, name):
+        raise untrusted(("builtins.getattr",), builder.path, builder.trust)
+    return getattr(torch, name)
+
+
 def _number(builder: _Builder, given: Placeholder) -> Any:
     """A numpy scalar, as the Python number that it is."""
     kind, data = (*given.arguments, None, None)[:2]
@@ -215,8 +227,10 @@ def _nothing(builder: _Builder, given: Placeholder) -> Any:
     return None
 
 
+_TORCH_FUNCTIONS = "torch._C._VariableFunctionsClass"
 _NUMBERS = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
 _MAKERS: dict[str, Any] = {
+    "builtins.getattr": _torch_function,
     "functools.partial": _partial,
     "numpy._core.multiarray.scalar": _number,
     "numpy.core.multiarray.scalar": _number,

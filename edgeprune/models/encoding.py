@@ -178,8 +178,9 @@ def reference_of(thing: Any, name: str) -> str:
     for known, value in VALUES.items():
         if value is thing:
             return known
-    if module is None:
-        module = next((m for m in ("torch", "torch._C._nn") if f"{m}.{qualname}" in FUNCTIONS), None)
+    short = str(getattr(thing, "__name__", ""))
+    if f"torch.{short}" in FUNCTIONS and getattr(torch, short, None) is thing:
+        return f"torch.{short}"
     if module is None or not qualname.isidentifier():
         raise Opaque(f"{name} is {qualname or thing!r}, which cannot be found by name")
     if module == "__main__":
