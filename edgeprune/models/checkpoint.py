@@ -82,7 +82,9 @@ def fill(module: nn.Module, state: Mapping[str, Any], path: str) -> None:
 
 def _without_shell(content: Any) -> Any:
     """The network inside DataParallel and the like: its child, or the first argument that it was made with."""
-    while isinstance(content, Placeholder) and content.reference in _SHELLS:
+    for _ in range(4):
+        if not isinstance(content, Placeholder) or content.reference not in _SHELLS:
+            break
         children = content.state.get("_modules") if isinstance(content.state, dict) else None
         inner = children.get(_SHELLS[content.reference]) if isinstance(children, dict) else None
         inner = inner or next(iter(content.arguments), None)
@@ -103,13 +105,14 @@ def _is_state(content: dict[Any, Any]) -> bool:
     )
 
 
-def _holds_network(value: Any) -> bool:
+def _holds_network(value: Any, depth: int = 3) -> bool:
     value = _without_shell(value)
     if isinstance(value, Placeholder):
         return isinstance(value.state, dict) and "_modules" in value.state
     if not isinstance(value, dict) or not value:
         return False
-    return _is_state(value) or any(_holds_network(value.get(key)) for key in (*_AVERAGED, *_ENTRIES))
+    inner = (value.get(key) for key in (*_AVERAGED, *_ENTRIES))
+    return _is_state(value) or (depth > 0 and any(_holds_network(item, depth - 1) for item in inner))
 
 
 def _choose(content: dict[Any, Any], path: str) -> str | None:

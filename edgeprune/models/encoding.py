@@ -114,7 +114,7 @@ def decode(value: Json, objects: list[Json], tensors: Mapping[str, Tensor]) -> A
     """Placeholders for an encoded value; ModelError when it is not one."""
     try:
         return _Decoder(objects, tensors).value(value)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"the bundle's description of the network is damaged ({type(error).__name__}: {error})"
         ) from error
