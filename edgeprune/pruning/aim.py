@@ -15,6 +15,7 @@ from edgeprune.pruning.allocation import Widths, by_macs, check_scores, macs_of
 from edgeprune.types import ChannelGraph, Goal, Progress, Scores
 
 TOLERANCE = 0.03
+_MIDDLE = 1 + TOLERANCE / 2  # what is aimed at: a hair faster than the goal
 _TRIES = 7
 _SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what a noisy pair is held to
 _LEAST, _MOST = 0.01, 0.999  # MACs ratios that make sense
@@ -98,24 +99,25 @@ def _next_widths(
 def _proposals(goal: Goal, tries: Sequence[_Try]) -> list[float]:
     """MACs ratios to try, the best guess first."""
     if not tries:
-        return [1 / goal.value if goal.kind == "speedup" else 0.5, 0.5, _LEAST]
-    low = max((each.macs for each in tries if each.met > 1), default=_LEAST)  # fast enough below, too slow above
-    high = min((each.macs for each in tries if each.met < 1), default=_MOST)
-    last = tries[-1]
-    guess = last.macs * last.met ** (1 / _slope(tries))
-    if low >= high:  # noise: a wider network was the faster one
-        return []
-    halves = [low**share * high ** (1 - share) for share in (0.5, 0.25, 0.75)]
-    return [ratio for ratio in (guess, *halves) if low < ratio < high] + ([_LEAST] if low == _LEAST else [])
+        return [1 / (goal.value * _MIDDLE) if goal.kind == "speedup" else 0.5, 0.5, _LEAST]
+    fast = max((each for each in tries if each.met > 1), key=lambda each: each.macs, default=None)
+    slow = min((each for each in tries if each.met < 1), key=lambda each: each.macs, default=None)
+    low, high = fast.macs if fast else _LEAST, slow.macs if slow else _MOST
+    guess = _guess(tries, fast, slow)
+    near = [guess * factor for factor in (1, 0.99, 1.01, 0.97, 1.03)]  # a guess may lead to widths that are known
+    middle = [low**share * high ** (1 - share) for share in (0.5, 0.25, 0.75)]
+    best_first = (*near, *middle) if len(tries) < _TRIES // 2 else (*middle, *near)  # a cliff: halve what is left
+    return [ratio for ratio in best_first if low < ratio < high] + ([_LEAST] if not fast else [])
 
 
-def _slope(tries: Sequence[_Try]) -> float:
-    """How fast the figure rises as MACs fall, in logarithms: from the two last tries, else 1 (time ~ MACs)."""
-    if len(tries) < 2 or tries[-2].macs == tries[-1].macs:
-        return 1.0
-    before, last = tries[-2:]
-    slope = math.log(before.met / last.met) / math.log(last.macs / before.macs)
-    return min(max(slope, _SLOPES[0]), _SLOPES[1])
+def _guess(tries: Sequence[_Try], fast: _Try | None, slow: _Try | None) -> float:
+    """Where the goal should be met, on a straight line in logarithms through the two tries that say most."""
+    nearest = sorted(tries, key=lambda each: abs(math.log(each.met)))[:2]
+    one, other = (fast, slow) if fast and slow else (nearest[0], nearest[-1])
+    slope = 1.0  # time follows MACs, until two tries say otherwise
+    if one.macs != other.macs:
+        slope = math.log(one.met / other.met) / math.log(other.macs / one.macs)
+    return float(one.macs * (one.met / _MIDDLE) ** (1 / min(max(slope, _SLOPES[0]), _SLOPES[1])))
 
 
 def _choose(goal: Goal, tries: Sequence[_Try]) -> Aimed:

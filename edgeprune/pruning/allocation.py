@@ -101,12 +101,12 @@ def by_macs(graph: ChannelGraph, scores: Scores, macs_ratio: float, multiple: in
         saved = costs.savings(gone, step)
         price = {i: (lost[i][level[i] + 1] - lost[i][level[i]]) / max(float(saved[i]), 1.0) for i in open_groups}
         best = min(open_groups, key=price.__getitem__)
+        if now - saved[best] < goal:  # the last step: the one that ends nearest to the goal, or none
+            best = min(open_groups, key=lambda i: abs(now - saved[i] - goal))
+            if any(level) and abs(now - saved[best] - goal) >= now - goal:
+                break
         gone[best] += step[best]
-        then = costs.total(gone)
-        if goal - then > now - goal and any(level):
-            gone[best] -= step[best]
-            break  # stopping here is nearer to the goal than one step further
-        level[best], now = level[best] + 1, then
+        level[best], now = level[best] + 1, costs.total(gone)
     return _something(graph, {g.name: steps[i][level[i]] for i, g in enumerate(graph.groups)}, multiple)
 
 
