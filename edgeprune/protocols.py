@@ -1,7 +1,8 @@
 """What a plugin is: criteria, runtimes, attacks and devices. Built-ins register like everybody else.
 
 Each protocol has an entry-point group (`edgeprune.criteria`, `.runtimes`, `.attacks`, `.devices`); `find` loads
-one by name and `names` lists what is installed.
+one by name and `names` lists what is installed. In `.attack_families` stand functions from a name to an attack, for
+packages that bring many.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ GROUPS = {
     "criterion": "edgeprune.criteria",
     "runtime": "edgeprune.runtimes",
     "attack": "edgeprune.attacks",
+    "attack family": "edgeprune.attack_families",
     "device": "edgeprune.devices",
 }
 
@@ -94,7 +96,13 @@ def names(kind: str) -> tuple[str, ...]:
 
 
 def find(kind: str, name: str) -> Any:
-    """The plugin of that name; UsageError with the nearest name when there is none."""
+    """The plugin of that name; UsageError with the nearest name when there is none.
+
+    FAMILY:MEMBER, as in torchattacks:CW, asks the plugin of the kind "attack family" for its member of that name.
+    """
+    family, colon, member = name.partition(":")
+    if colon and f"{kind} family" in GROUPS:
+        return find(f"{kind} family", family)(member)
     for point in entry_points(group=GROUPS[kind]):
         if point.name == name:
             try:

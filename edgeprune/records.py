@@ -293,8 +293,26 @@ class LatencyComparison(Record):
 # ------------------------------------------------------------------------------------------ robustness
 
 
+class AttackPart(Record):
+    """One part of an attack and its effort on an image: gradient `steps` of each of `restarts` starts.
+
+    `targets`: other classes tried, nearest first, or all where the network has fewer. `queries`: questions asked of the
+    runtime by a part that follows no gradient.
+    """
+
+    name: str
+    steps: int | None = None
+    restarts: int = 1
+    targets: int | None = None
+    queries: int | None = None
+
+
 class ThreatModel(Record):
-    """What the adversary may do. `epsilon` is exact ("8/255"), in pixel units inside `bounds`."""
+    """What the adversary may do. `epsilon` is exact ("8/255"), in pixel units inside `bounds`.
+
+    `parts` are what the attack runs, in their order; `steps` and `restarts` the largest of them. An image that falls is
+    not attacked by the parts that follow.
+    """
 
     norm: Literal["linf", "l2"]
     epsilon: str
@@ -306,6 +324,7 @@ class ThreatModel(Record):
     seed: int
     samples: int
     samples_digest: Sha256
+    parts: tuple[AttackPart, ...] = ()
 
 
 class AttackedFile(Record):

@@ -235,13 +235,19 @@ class Victim:
 
 @dataclass(frozen=True, slots=True)
 class AttackBudget:
-    """Norm, radius and effort of one attack. `epsilon` and `step` are in pixel units."""
+    """Norm, radius and effort of one attack. `epsilon` is in pixel units.
+
+    `targets`: other classes that a targeted attack tries, nearest first; `queries`: questions that a black-box attack
+    asks about an image. An attack uses what it knows of; a named suite has settings of its own.
+    """
 
     norm: Literal["linf", "l2"]
     epsilon: float
     steps: int
     restarts: int
     seed: int
+    targets: int = 9
+    queries: int = 5000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,10 +257,14 @@ class AttackOutcome:
     adversarials: float32 (N, C, H, W), the clean image where none was found. fell: bool (N,), True where the
     *runtime* misclassified an iterate. gradient_health: bool (N,), False where the gradient was zero or not
     finite at the start of every restart. gain: float32 (N,), the largest fall of the runtime's margin from a start to
-    a later iterate, as a share of the clean margin; None where an attack cannot say.
+    a later iterate, as a share of the clean margin; None where an attack cannot say. late: float32 (N,), how far the
+    lowest margin of all fell in the last tenth of the last pass's steps, the same share. black_box: bool (N,), stood
+    against every part that follows gradients and fell to one that does not.
     """
 
     adversarials: Tensor
     fell: Tensor
     gradient_health: Tensor
     gain: Tensor | None = None
+    late: Tensor | None = None
+    black_box: Tensor | None = None

@@ -22,7 +22,7 @@ from attack_examples import (
 from onnx import TensorProto, helper
 
 from edgeprune.errors import DataError, MeasurementError
-from edgeprune.robustness import attacks
+from edgeprune.robustness.attacks import run as attack_run
 from edgeprune.robustness.attacks import batch_size, pgd, step_lengths
 from edgeprune.robustness.gradients import at_rest, input_gradients, rescaled_cross_entropy
 from edgeprune.robustness.norms import ascend, box, distances, project, random_starts
@@ -250,7 +250,7 @@ def test_result_does_not_depend_on_batches_or_order(monkeypatch, norm):
     budget = budget_of(0.015 if norm == "linf" else 0.04, norm, restarts=2)
     whole = run(module, images, labels, budget)
     order = np.random.default_rng(0).permutation(50)
-    monkeypatch.setattr(attacks, "_LARGEST_BATCH", 7)
+    monkeypatch.setattr(attack_run, "_LARGEST_BATCH", 7)
     parts = run(module, images[order], labels[order], budget)
     assert 5 < int(whole.fell.sum()) < 45
     assert torch.equal(whole.fell[torch.from_numpy(order)], parts.fell)

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from edgeprune.records import Artifact, Report, Unmeasured
 from edgeprune.reporting import figures, numbers, view
+from edgeprune.robustness.suites import effort
 
 
 def html(report: Report) -> str:
@@ -119,6 +120,7 @@ _FORMATS: dict[str, Callable[..., str]] = {
     "tight": tight,
     "goal": view.goal,
     "threat": view.threat,
+    "effort": effort,
     "place": view.place,
 }
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune.records import LatencyStats, Proportion, Unmeasured
+from edgeprune.robustness.suites import effort
 
 if TYPE_CHECKING:
     from edgeprune.environment import DoctorReport
@@ -83,7 +84,7 @@ def print_attacked(found: Attacked, console: Console) -> None:
     threat, result = found.threat, found.result
     console.print(Text.assemble((found.file, "bold"), f"  sha256 {result.sha256}"))
     console.print(
-        f"{threat.attack} ({threat.steps} steps, {threat.restarts} restarts), {threat.norm} {threat.epsilon}, "
+        f"{threat.attack} ({effort(threat)}), {threat.norm} {threat.epsilon}, "
         f"{threat.samples} images, seed {threat.seed}"
     )
     console.print(f"judged by {found.runtime.name} {found.runtime.version}, {found.runtime.precision}")

@@ -24,6 +24,7 @@ from edgeprune.records import (
     Verdict,
 )
 from edgeprune.reporting import numbers as n
+from edgeprune.robustness.suites import effort
 
 METRICS = {
     "accuracy_drop": "Accuracy drop",
@@ -155,8 +156,7 @@ def flips(report: Report) -> tuple[Flips, ...]:
 
 def threat(model: ThreatModel) -> str:
     """The threat model in a phrase: "pgd, linf 8/255, 40 steps, 2 restarts"."""
-    restarts = f"{model.restarts} restart{'s' if model.restarts != 1 else ''}"
-    return f"{model.attack}, {model.norm} {model.epsilon}, {model.steps} steps, {restarts}"
+    return f"{model.attack}, {model.norm} {model.epsilon}, {effort(model)}"
 
 
 def goal(plan: PrunePlan) -> str:

@@ -20,6 +20,7 @@ from edgeprune.robustness.health import warnings
 from edgeprune.robustness.outcome import FileOutcome, FilePredictions, evidence, write_evidence
 from edgeprune.robustness.stage import Stage
 from edgeprune.robustness.statistics import paired_drop, proportion
+from edgeprune.robustness.suites import parts_of
 from edgeprune.robustness.verdicts import checked_logits, predictions, require_known
 from edgeprune.types import Split
 
@@ -97,17 +98,19 @@ def attack_subset(split: Split, samples: int | None, seed: int) -> Split:
 
 def threat_model(config: AttackConfig, bounds: tuple[float, float], split: Split, seed: int) -> ThreatModel:
     """What the adversary may do, and on which images: `split` is what `attack_subset` returned."""
+    parts = parts_of(config)
     return ThreatModel(
         norm=config.norm,
         epsilon=config.eps,
         epsilon_value=config.epsilon,
         bounds=bounds,
         attack=config.attack,
-        steps=config.steps,
-        restarts=config.restarts,
+        steps=max(part.steps or 0 for part in parts),
+        restarts=max(part.restarts for part in parts),
         seed=seed,
         samples=len(split),
         samples_digest=split.digest,
+        parts=parts,
     )
 
 

@@ -28,12 +28,23 @@ TWIN_SHARE = 0.02
 REJECTED_SHARE = 0.01
 """Claimed adversarials that the second look refused: the file does not repeat itself."""
 
+LATE_GAIN, LATE_SHARE = 0.02, 0.10
+"""A loss that still moved: in the last tenth of the last pass's steps the lowest margin of all fell by more than
+LATE_GAIN of the clean margin; and the share of survivors that may have one (Pintor et al. 2022, "incomplete
+optimization")."""
+
+BLACK_BOX_SHARE = 0.02
+"""Attacked images that stood against gradients and fell to queries (Carlini et al. 2019, section 4.2: black-box attacks
+should not do better; AutoAttack's own check warns at 0.2 points)."""
+
 
 class Health(Record):
     """Counts of what was watched. `survivors` were attacked and stand; `flat` of them never saw the loss move.
 
     `probed` images were attacked once more at an epsilon that allows every image; `probe_stood` did not fall.
-    `constant`: the runtime gives the same logits whatever the image. `flat` is None where an attack cannot say.
+    `constant`: the runtime gives the same logits whatever the image. `moving` survivors saw the loss move until the
+    end; `black_box` images stood against every part that follows gradients and fell to one that does not. `flat` and
+    `moving` are None where an attack cannot say.
     """
 
     images: int
@@ -47,6 +58,8 @@ class Health(Record):
     probed: int
     probe_stood: int
     constant: bool
+    moving: int | None = None
+    black_box: int = 0
 
 
 def warnings(side: Side, health: Health) -> tuple[str, ...]:
@@ -89,6 +102,26 @@ def _flat(health: Health) -> str:
     )
 
 
+def _moving(health: Health) -> str:
+    if health.moving is None or health.moving <= LATE_SHARE * max(health.survivors, 1):
+        return ""
+    return (
+        f"the loss of {health.moving} of {health.survivors} surviving images was still moving in the last steps (limit "
+        f"{LATE_SHARE:.0%}; Pintor et al. 2022): the attack stopped too early; raise --attack-steps, or use --attack "
+        "standard"
+    )
+
+
+def _black_box(health: Health) -> str:
+    if health.black_box <= max(BLACK_BOX_SHARE * health.attacked, 1):
+        return ""
+    return (
+        f"{health.black_box} of {health.attacked} attacked images stood against gradients and fell to queries alone "
+        f"(limit {BLACK_BOX_SHARE:.0%}; Carlini et al. 2019): the gradients mislead; look for quantised or shattered "
+        "activations, and use --attack square with more queries"
+    )
+
+
 def _twin(health: Health) -> str:
     if health.twin_disagreements <= max(TWIN_SHARE * health.images, 1):
         return ""
@@ -118,4 +151,4 @@ def _probe(health: Health) -> str:
     )
 
 
-_CHECKS = (_nothing_attacked, _constant, _dead, _flat, _twin, _rejected, _probe)
+_CHECKS = (_nothing_attacked, _constant, _dead, _flat, _moving, _black_box, _twin, _rejected, _probe)

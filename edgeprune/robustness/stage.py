@@ -6,7 +6,7 @@ watched to know whether the attack has failed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from edgeprune import protocols
 from edgeprune.robustness.attacks import batch_size
 from edgeprune.robustness.gradients import at_rest
-from edgeprune.robustness.health import FLAT_GAIN, Health
+from edgeprune.robustness.health import FLAT_GAIN, LATE_GAIN, Health
 from edgeprune.robustness.second_look import Verified, verify
 from edgeprune.robustness.verdicts import checked_logits, predictions
 from edgeprune.types import AttackBudget, AttackOutcome, Victim
@@ -82,17 +82,23 @@ class Stage:
             probed=len(probed),
             probe_stood=self._probe(images[probed], labels[probed]),
             constant=self._constant(images),
+            moving=None if found.late is None else int(np.sum(found.late.numpy()[~fell] > LATE_GAIN)),
+            black_box=0 if found.black_box is None else int(np.sum(found.black_box.numpy())),
         )
 
     def _run(self, images: Floats, labels: Ints, budget: AttackBudget, progress: Progress) -> AttackOutcome:
         attack: protocols.Attack = protocols.find("attack", self.threat.attack)
         victim = Victim(self.session.logits, self.twin, self.threat.bounds)
         found = attack(victim, torch.from_numpy(images), torch.from_numpy(labels), budget, progress=progress)
-        gain = None if found.gain is None else found.gain.cpu()
-        return AttackOutcome(found.adversarials.cpu(), found.fell.cpu(), found.gradient_health.cpu(), gain)
+        extras = (each if each is None else each.cpu() for each in (found.gain, found.late, found.black_box))
+        return AttackOutcome(found.adversarials.cpu(), found.fell.cpu(), found.gradient_health.cpu(), *extras)
 
     def _budget(self, epsilon: float, restarts: int) -> AttackBudget:
-        return AttackBudget(self.threat.norm, epsilon, self.threat.steps, restarts, self.threat.seed)
+        threat = self.threat
+        budget = AttackBudget(threat.norm, epsilon, threat.steps, restarts, threat.seed)
+        for part in threat.parts:
+            budget = replace(budget, targets=part.targets or budget.targets, queries=part.queries or budget.queries)
+        return budget
 
     def _probe(self, images: Floats, labels: Ints) -> int:
         """How many images stand at an epsilon that allows every image: a working attack leaves none."""

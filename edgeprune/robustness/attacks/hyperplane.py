@@ -1,0 +1,42 @@
+"""The nearest point of a hyperplane inside a box, for linf and l2: what FAB solves at every step.
+
+Promise: exact up to float32. The perturbation of pixel i is limited by its room; the length along the normal grows
+with a multiplier, concave and piecewise linear, so that Newton's method climbs to the answer from below and ends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgeprune.robustness.norms import Norm
+
+_MOST_PASSES = 40
+_CLOSE = 1e-6  # relative
+
+
+def onto(points: Tensor, normals: Tensor, gaps: Tensor, bounds: tuple[float, float], norm: Norm) -> Tensor:
+    """The smallest change d (N, D) with <normal, d> = -gap and points + d inside the bounds.
+
+    points, normals: (N, D); gaps: (N,), the value of the linear function at each point. Where the box does not reach
+    the hyperplane, d goes as far as the box lets it. F. Croce and M. Hein 2020, Minimally distorted adversarial
+    examples with a fast adaptive boundary attack, section 3.1 (arXiv 1907.02044); Newton's method for it is ours.
+    """
+    signs = normals.sign().mul_(-torch.where(gaps >= 0, 1.0, -1.0)[:, None])
+    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    rooms = (points - middle).mul_(signs).neg_().add_(half).clamp_min_(0.0)
+    sizes, wanted = normals.abs(), gaps.abs()
+    gain = sizes.square() if norm == "l2" else sizes  # of the linear function, for each unit of the multiplier
+    reach, work = sizes * rooms, torch.empty_like(sizes)
+    multiplier = torch.zeros_like(wanted)
+    # Arithmetic in place instead of masks and new tensors: on a CPU that is what the time goes to.
+    for _ in range(_MOST_PASSES):
+        torch.minimum(torch.mul(gain, multiplier[:, None], out=work), reach, out=work)
+        missing = wanted - work.sum(1)
+        slope = torch.sub(reach, work, out=work).sign_().mul_(gain).sum(1)
+        going = (missing > _CLOSE * wanted) & (slope > 0)
+        if not bool(going.any()):
+            break
+        multiplier = torch.where(going, multiplier + missing / slope.clamp_min(1e-38), multiplier)
+    lengths = sizes.mul_(multiplier[:, None]) if norm == "l2" else multiplier[:, None]
+    return torch.minimum(lengths, rooms, out=work).mul_(signs)

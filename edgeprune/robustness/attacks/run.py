@@ -1,0 +1,222 @@
+"""One file under attack: who stands, who fell, and what is known of every image.
+
+Promise: an image counts as fallen only where the *runtime* misclassified a point inside the ball and the pixel
+bounds; it leaves the loop there and then, and the survivors are packed together. Nothing here touches a global random
+generator, leaves a gradient behind or changes the network.
+
+Refusal: a logit that is not a number is an error of the file, never a success and never a survival.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprune.errors import DataError
+from edgeprune.robustness.gradients import at_rest
+from edgeprune.robustness.norms import distances
+from edgeprune.robustness.verdicts import checked_logits, margins, predictions, require_known
+from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
+
+if TYPE_CHECKING:
+    from edgeprune.types import Floats, Ints
+
+    Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    Reals = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+LAST_STEPS = 0.1  # the share of a run's steps that counts as its end
+_BATCH_PIXELS = 2**20
+_SMALLEST_BATCH, _LARGEST_BATCH = 8, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One attack of a run: `go` attacks what stands and yields the share of its own work that is done.
+
+    `cost` weighs the parts for the progress, roughly in passes through the network. `asks_gradient` False: the part
+    asks the runtime and nothing else.
+    """
+
+    name: str
+    cost: float
+    asks_gradient: bool
+    go: Callable[[Run], Iterator[float]]
+
+
+def attack_with(
+    parts: Sequence[Part], victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, progress: Progress
+) -> AttackOutcome:
+    """The clean images, then every part on what still stands.
+
+    images: float32 (N, C, H, W) inside the victim's bounds; labels: int64 (N,). DataError for images or labels that
+    cannot be attacked, MeasurementError for broken logits.
+    """
+    total, done, white = sum(part.cost for part in parts), 0.0, False
+    with torch.inference_mode(False), torch.no_grad(), at_rest(victim.module) as device:
+        run = Run.begin(victim, images, labels, budget, device)
+        for part in parts:
+            standing = ~run.ledger.fell
+            for share in part.go(run):
+                text = f"{part.name}: {int(run.ledger.fell.sum())} of {len(run.images)} wrong"
+                progress(text, (done + share * part.cost) / total)
+            done += part.cost
+            if white and not part.asks_gradient:
+                run.ledger.black_box[standing & run.ledger.fell] = True
+            white |= part.asks_gradient
+            progress(f"{part.name}: {int(run.ledger.fell.sum())} of {len(run.images)} wrong", done / total)
+        return run.ledger.outcome()
+
+
+def batch_size(shape: Sequence[int]) -> int:
+    """How many images of this shape (C, H, W) go through network and runtime at once: fewer of larger ones."""
+    return min(max(_BATCH_PIXELS // max(math.prod(shape), 1), _SMALLEST_BATCH), _LARGEST_BATCH)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ledger:
+    """What is known so far of every image (N,): the only state that a run writes.
+
+    Margins are the runtime's: of the clean image, of the current start, the lowest inside the ball, and the largest
+    fall from a start. `late`: how far the lowest fell in the last steps of the last pass.
+    """
+
+    adversarials: Floats
+    fell: Bools
+    asked: Bools
+    usable: Bools
+    black_box: Bools
+    clean: Reals
+    start: Reals
+    lowest: Reals
+    gain: Reals
+    late: Reals
+
+    @classmethod
+    def of(cls, images: Tensor) -> Ledger:
+        fell, asked, usable, black_box = (np.zeros(len(images), np.bool_) for _ in range(4))
+        clean, start, lowest, gain, late = (np.zeros(len(images), np.float64) for _ in range(5))
+        pixels = images.numpy().copy()
+        return cls(pixels, fell, asked, usable, black_box, clean, start, lowest, gain, late)
+
+    def outcome(self) -> AttackOutcome:
+        scale = np.maximum(self.clean, np.finfo(np.float64).tiny)
+        gain, late = (torch.from_numpy(change / scale).float() for change in (self.gain, self.late))
+        healthy = torch.from_numpy(~self.asked | self.usable)
+        fell, black_box = torch.from_numpy(self.fell), torch.from_numpy(self.black_box)
+        return AttackOutcome(torch.from_numpy(self.adversarials), fell, healthy, gain, late, black_box)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What the runtime said of some points (M,): `standing` (not fallen), `wrong` (misclassified, wherever the point
+    is), and the margins."""
+
+    standing: Bools
+    wrong: Bools
+    margins: Reals
+
+    def of(self, mask: Bools) -> Seen:
+        return self if mask.all() else Seen(self.standing[mask], self.wrong[mask], self.margins[mask])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One call of an attack: what it was given, its ledger, and each image's other classes, nearest first.
+
+    images: float32, labels: int64, both on the CPU; rivals: int64 (N, K - 1), by the runtime's clean logits.
+    """
+
+    victim: Victim
+    images: Tensor
+    labels: Tensor
+    budget: AttackBudget
+    ledger: Ledger
+    rivals: Ints
+    device: torch.device
+
+    @classmethod
+    def begin(cls, victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, device: torch.device) -> Run:
+        """Ask the runtime about every clean image and enter what it said."""
+        images, labels = images.to("cpu", torch.float32, copy=True), labels.to("cpu", torch.int64, copy=True)
+        _require_fitting(images, labels, victim.bounds)
+        ledger, truth, size = Ledger.of(images), labels.numpy(), batch_size(images.shape[1:])
+        rivals = np.zeros((0, 1), np.int64)
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            logits = checked_logits(victim.logits, images[part].numpy())
+            require_known(truth[part], logits.shape[1])
+            ledger.fell[part] = predictions(logits) != truth[part]
+            ledger.clean[part] = margins(logits, truth[part])
+            rivals = np.concatenate([rivals.reshape(-1, logits.shape[1] - 1), _rivals(logits, truth[part])])
+        ledger.lowest[:] = ledger.clean
+        return cls(victim, images, labels, budget, ledger, rivals, device)
+
+    @property
+    def places(self) -> int:
+        """How many images are under attack at once."""
+        return batch_size(self.images.shape[1:])
+
+    @property
+    def standing(self) -> Tensor:
+        """Ids of the images that stand, int64, ascending."""
+        return torch.from_numpy(np.flatnonzero(~self.ledger.fell))
+
+    def judge(self, ids: Tensor, points: Floats, *, inside: bool = True) -> Seen:
+        """Ask the runtime about `points` of the images `ids`, and enter who fell.
+
+        `inside`: the points are known to be in the ball; otherwise a misclassified one falls only if it is.
+        """
+        rows, truth = ids.numpy(), self.labels[ids].numpy()
+        logits = checked_logits(self.victim.logits, points)
+        wrong = predictions(logits) != truth
+        fell = wrong
+        if not inside and wrong.any():
+            fell = wrong.copy()
+            origins = self.images[ids].numpy()[wrong]
+            fell[wrong] = distances(points[wrong], origins, self.budget.norm) <= self.budget.epsilon
+        if fell.any():
+            self.ledger.fell[rows[fell]] = True
+            self.ledger.adversarials[rows[fell]] = points[fell]
+        return Seen(~fell, wrong, margins(logits, truth))
+
+    def note(self, ids: Tensor, steps: Tensor, length: int, seen: Seen, *, inside: bool = True) -> None:
+        """Enter the margins of iterates: each image is at its step (0: a start) of a pass of `length` steps."""
+        rows, book, margin, step = ids.numpy(), self.ledger, seen.margins, steps.numpy()
+        first = step == 0
+        if first.any():
+            book.start[rows[first]] = margin[first]
+            book.late[rows[first]] = 0.0
+        book.gain[rows] = np.maximum(book.gain[rows], book.start[rows] - margin)
+        if inside:
+            fall = np.maximum(book.lowest[rows] - margin, 0.0)
+            book.lowest[rows] -= fall
+            book.late[rows] += np.where((step > (1 - LAST_STEPS) * length) & ~first, fall, 0.0)
+
+    def note_gradients(self, ids: Tensor, usable: Tensor) -> None:
+        """Enter whether the gradients at the starts of these images were usable."""
+        self.ledger.asked[ids.numpy()] = True
+        self.ledger.usable[ids[usable].numpy()] = True
+
+
+def _rivals(logits: Floats, labels: Ints) -> Ints:
+    """The other classes of each image, those with the largest logits first (ties: the lower index)."""
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return np.asarray(order[order != labels[:, None]], np.int64).reshape(len(labels), -1)
+
+
+def _require_fitting(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:
+    if images.ndim < 2 or labels.shape != images.shape[:1]:
+        raise DataError(f"cannot attack images {tuple(images.shape)} with labels {tuple(labels.shape)}")
+    low, high = (torch.tensor(bound, dtype=torch.float32) for bound in bounds)
+    inside = (images >= low) & (images <= high)  # NaN is not inside
+    if not bool(inside.all()):
+        raise DataError(
+            f"images have pixels outside [{bounds[0]:g}, {bounds[1]:g}]",
+            hint="give pixels, not normalised images; set the pixel bounds with --pixel-bounds",
+        )
