@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from edgeprune.errors import UsageError
@@ -22,6 +22,15 @@ from edgeprune.quantities import Bytes, Drop, Epsilon, Milliseconds, Times
 from edgeprune.types import Goal
 
 FILE_NAME = "edgeprune.toml"
+
+
+def _not_empty(value: object) -> object:
+    if value == "":  # which pathlib takes for the current folder
+        raise ValueError("must name a file or a folder")
+    return value
+
+
+Place = Annotated[Path, BeforeValidator(_not_empty)]
 
 
 def setting(default: Any, help: str, *, flag: str = "", **limits: Any) -> Any:
@@ -66,10 +75,10 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    train: Path | None = setting(
+    train: Place | None = setting(
         None, "Training data: importance, calibration, recovery. An .npz, a folder, a .csv, module:function."
     )
-    test: Path | None = setting(None, "Test data: every number that is reported.")
+    test: Place | None = setting(None, "Test data: every number that is reported.")
     samples: int | None = setting(None, "Report on this many test images (stratified, by the seed).", gt=0)
 
 
@@ -153,7 +162,7 @@ class AttackConfig(Section):
     def _suites_are_fixed(self) -> AttackConfig:
         given = [name for name in ("steps", "restarts", "targets", "queries") if name in self.model_fields_set]
         if self.attack in ("quick", "standard") and given:
-            raise ValueError(f"{self.attack} has settings of its own: leave out {' and '.join(given)}, or set an attack")
+            raise ValueError(f"{self.attack} has its own settings: leave out {' and '.join(given)}, or set an attack")
         return self
 
 
@@ -175,7 +184,7 @@ class BudgetConfig(Section):
 
 class RunConfig(Section):
     target: str = setting("cpu", "Hardware profile, by name or as a path to a TOML file.")
-    out: Path | None = setting(None, "Output folder (default: runs/MODEL-TARGET).")
+    out: Place | None = setting(None, "Output folder (default: runs/MODEL-TARGET).")
     seed: int = setting(0, "Seed of everything that is drawn at random.", ge=0)
     device: str = setting("cpu", "Torch device of training and of the attack's gradients.")
     torch_threads: int | None = setting(None, "Threads of torch itself (default: all cores).", gt=0)
@@ -267,7 +276,7 @@ def _place(tables: dict[str, dict[str, Any]], folder: Path) -> None:
         value = tables.get(section, {}).get(name)
         is_file = str(value).partition(":")[0].endswith((".py", ".toml"))
         is_path = is_file or name == "out" or (section == "data" and ":" not in str(value))  # not module:function
-        if isinstance(value, str) and is_path:
+        if isinstance(value, str) and value and is_path:
             tables[section][name] = str(folder / value)
 
 

@@ -23,6 +23,7 @@ from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config
 from edgeprune.console import Console
+from edgeprune.errors import ModelError, ParityError
 from edgeprune.files import sha256_of, write_text
 from edgeprune.latency.profiles import Profile
 from edgeprune.records import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.pruning.aim import Timing
+    from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Floats
 
 PRUNED, PLAN, EVIDENCE = "pruned.pt", "plan.json", "evidence.npz"
@@ -176,6 +178,7 @@ class Run:
                 **exported.digests(),
                 **self._served,
                 "threat": threat.model_dump(),
+                "gradients": "twin 1",
                 "device": self.config.run.device,
             }
             work = partial(self._attack, exported, side, subset, threat, path)
@@ -305,19 +308,33 @@ class Run:
         from edgeprune.robustness.evaluate import attack_file
 
         name = self.config.latency.runtimes[0]
+        source = self._gradients(exported, side, name, subset)
         with self.console.task(f"attacking the {side} file in {name}") as progress:
             outcome = attack_file(
-                self._open(exported, side, name),
-                self._network(side).network(),
+                source.session,
+                source.module,
                 subset,
                 threat,
                 sha256=exported.of(side, _runtime(name).format).sha256,
-                gradient_source="the torch module that was exported",
+                gradient_source=source.said,
                 device=self.config.run.device,
                 progress=progress,
             )
         outcome.save(path)
         return outcome.record, [path]
+
+    def _gradients(self, exported: Exported, side: Side, name: str, subset: Split) -> Gradients:
+        """The twin of the exported file; the network that was exported, whose parity is known, where there is none."""
+        from edgeprune.robustness.twin.source import CHECKED, EXPORTED_MODULE, Gradients, gradients_of, twin_of
+
+        session, preprocessing = self._open(exported, side, name), self.bundle.preprocessing
+        file = self.folder.path / exported.of(side, _runtime(name).format).path
+        try:
+            twin = twin_of(file, self.bundle.input_shape)
+            return gradients_of(twin, file, session, subset.source.read(subset.ids[:CHECKED]), preprocessing)
+        except (ModelError, ParityError) as error:
+            self.console.warn(f"{error.what}: the gradients come from {EXPORTED_MODULE}")
+            return Gradients(self._network(side).network(), session, f"{EXPORTED_MODULE} (the file has no twin)")
 
     # ------------------------------------------------------------------------------------------ lookups
 
@@ -349,7 +366,7 @@ class Run:
         return {
             "digest": self.bundle.digest,
             "architecture": dataclasses.asdict(self.bundle.architecture),
-            "code": _code_of(self.bundle.module),
+            "code": code_of(self.bundle.module),
             "torch": torch.__version__,
             "input": self.bundle.input_shape,
             "preprocessing": dataclasses.asdict(self.bundle.preprocessing),
@@ -378,7 +395,7 @@ class Run:
         return low + noise * np.float32(high - low), "random"
 
 
-def _code_of(module: nn.Module) -> dict[str, str]:
+def code_of(module: nn.Module) -> dict[str, str]:
     """sha256 of the source files of the module's own classes, by class; torch's are known by its version."""
     classes = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
     found = {}

@@ -235,6 +235,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     ),
     "gate without budgets": (("compress", "model.pt", "-c", "/dev/null", "--gate"), USAGE, ("without budgets",)),
     # the output
+    "out of nothing": (("compress", "model.pt", "--out", ""), USAGE, ("--out : must name a file or a folder",)),
+    "data of nothing": ((*COMPRESS, "--train", ""), USAGE, ("--train : must name a file or a folder",)),
     "out below a file": (("compress", "model.pt", "--out", "model.pt/x"), NO_RESULT, ("cannot write", "--out")),
     # finished files
     "no report": (("gate", "gone.json", "--artifact", "run/model.onnx"), USAGE, ("no such report: gone.json",)),
@@ -267,7 +269,13 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "attack nothing": (("attack", "gone.onnx"), USAGE, ("no such file: gone.onnx",)),
     "attack text": (("attack", "{bad}/text.onnx"), NO_RESULT, ("text.onnx",)),
     "attack without data": (("attack", "run/model.onnx", "-c", "/dev/null"), USAGE, ("needs test data", "--test")),
-    "attack without gradients": (("attack", "run/dense/model.onnx"), USAGE, ("no bundle", "--gradients")),
+    "gradients of nothing": (
+        ("attack", "run/model.onnx", "--gradients", "gone.pt"),
+        USAGE,
+        ("no bundle", "gone.pt", "--gradients"),
+    ),
+    "attack NaN by its twin": (("attack", "{bad}/nan.onnx"), NO_RESULT, ("NaN", "must not ship")),
+    "attack another shape": (("attack", "run/model.onnx", "--input-shape", "3,9,9"), USAGE, ("does not hold", "3,9,9")),
     "gradients of another": (
         ("attack", "run/dense/model.onnx", "--gradients", "run/pruned.pt"),
         NO_RESULT,
@@ -357,7 +365,7 @@ def test_a_read_only_folder_is_named(project: Path, edgeprune: Command) -> None:
 # --------------------------------------------------------------------------------------------------- a full disk
 
 STAGES = (
-    *("plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino"),
+    *("plan", "recover", "export", "accuracy", "latency-onnxruntime"),
     *("attack-dense", "attack-compressed", "report"),
 )
 
@@ -377,6 +385,9 @@ def test_a_disk_that_is_full_in_any_stage_keeps_the_stages_before_it(
         finally:
             at_work = "report"
 
+    (project / "edgeprune.toml").write_text(
+        tiny.settings(latency__runtimes='["onnxruntime"]', recover__recipe='"none"')
+    )
     monkeypatch.setattr(RunFolder, "stage", noted)
     for position, full in enumerate(STAGES):
         with pytest.MonkeyPatch.context() as patch:
@@ -395,8 +406,9 @@ def test_a_disk_that_is_full_in_any_stage_keeps_the_stages_before_it(
         kept = [line.split(":")[0] for line in said.err.splitlines() if line.endswith(": kept from the run before")]
         assert kept == list(STAGES[: max(0, position - 1)])  # the forerunner died in the next one
     assert edgeprune(*COMPRESS).code == 0
-    for name in ("model.onnx", "model.xml", "model.bin", "pruned.pt", "plan.json", "evidence.npz"):
-        assert (project / "new" / name).read_bytes() == (project / "run" / name).read_bytes()
+    assert edgeprune("compress", "model.pt", "--out", "whole").code == 0
+    for name in ("model.onnx", "pruned.pt", "plan.json", "evidence.npz"):
+        assert (project / "new" / name).read_bytes() == (project / "whole" / name).read_bytes()
 
 
 LIMITED = """
