@@ -155,7 +155,10 @@ def measure(
 def attack(
     file: ExportedFile,
     gradients: Annotated[
-        Path | None, typer.Option("--gradients", help="Bundle of the file's network (default: pruned.pt beside it).")
+        Path | None,
+        typer.Option(
+            "--gradients", help="Take the gradients from this bundle or model file, not from the file itself."
+        ),
     ] = None,
     evidence: Annotated[Path | None, typer.Option("--evidence", help="Write the adversarials to this .npz.")] = None,
     config: ConfigFile = None,

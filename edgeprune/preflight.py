@@ -61,7 +61,12 @@ def check_model(bundle: ModelBundle, config: Config) -> None:
                 f"--ignore {pattern}: the network has no such layer",
                 hint=hint if hint.endswith("?") else "`edgeprune inspect` lists the layers",
             )
-    low, high = bundle.preprocessing.bounds
+    check_epsilon(bundle.preprocessing.bounds, config)
+
+
+def check_epsilon(bounds: tuple[float, float], config: Config) -> None:
+    """Epsilon is smaller than the range of the pixels: an attack that may do anything says nothing."""
+    low, high = bounds
     if config.attack.epsilon >= high - low and config.attack.norm == "linf":
         raise UsageError(
             f"eps {config.attack.eps} allows every image: pixels go from {low:g} to {high:g}",

@@ -19,7 +19,12 @@ from edgeprune.records import AttackedFile, LatencyComparison, Proportion, Recor
 from edgeprune.types import InputForm, ModelBundle, Preprocessing, Split
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Floats
+
+    Attach = Callable[[protocols.Session, Floats], Gradients]
 
 _TIMING_IMAGES = 256
 
@@ -93,34 +98,34 @@ def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: 
 def attack_one(
     file: Path, gradients: Path | None, config: Config, *, evidence: Path | None, console: Console
 ) -> Attacked:
-    """Attack `file` on the test data; gradients from the bundle that it was exported from.
+    """Attack `file` on the test data; its gradients come from its twin, which needs nothing but the file.
 
-    `gradients` defaults to pruned.pt beside the file, which must have the digest that the file names as its parent:
-    another network's gradients would make a weak attack look like a robust file.
-    Errors: UsageError (no data, no bundle), ModelError (the bundle is another network's).
+    `gradients` names a bundle or model file to take them from instead. It must have the digest that the file names as
+    its parent: another network's gradients would make a weak attack look like a robust file.
+    Errors: UsageError (no data, no bundle), ModelError (no twin, or the bundle is another network's), ParityError (the
+    twin is not what the runtime computes).
     """
     from edgeprune.robustness.evaluate import attack_file, attack_subset, threat_model
     from edgeprune.robustness.health import warnings
+    from edgeprune.robustness.twin.source import CHECKED
 
     if config.data.test is None:
         raise UsageError("an attack needs test data", hint="give --test")
     protocols.find("attack", config.attack.attack)
     preflight.check_device(config.run.device)
     runtime, session = open_file(file, config.latency.threads)
-    bundle = _gradient_bundle(file, gradients, config)
-    preflight.check_model(bundle, config)
-    _check_same_form(file, session, bundle)
-    split = _split(config, bundle)
-    subset = attack_subset(split, config.attack.samples, config.run.seed)
-    threat = threat_model(config.attack, bundle.preprocessing.bounds, subset, config.run.seed)
+    form, attach = _by_bundle(file, session, gradients, config) if gradients else _by_twin(file, config)
+    subset = attack_subset(_split(config, form), config.attack.samples, config.run.seed)
+    source = attach(session, subset.source.read(subset.ids[:CHECKED]))
+    threat = threat_model(config.attack, form.preprocessing.bounds, subset, config.run.seed)
     with console.task(f"attacking in {runtime.name}") as progress:
         outcome = attack_file(
-            session,
-            bundle.network(),
+            source.session,
+            source.module,
             subset,
             threat,
             sha256=sha256_of(file),
-            gradient_source="the torch module that was exported",
+            gradient_source=source.said,
             device=config.run.device,
             progress=progress,
         )
@@ -155,11 +160,35 @@ def open_file(file: Path, threads: int) -> tuple[protocols.Runtime, protocols.Se
     )
 
 
-def _gradient_bundle(file: Path, gradients: Path | None, config: Config) -> ModelBundle:
+def _by_twin(file: Path, config: Config) -> tuple[InputForm, Attach]:
+    """The file's own word on its images and classes, and how its twin is brought to its session."""
+    from edgeprune.models.preprocessing import check_channels
+    from edgeprune.robustness.twin import gradients_of, twin_of
+
+    said = config.model
+    twin = twin_of(file, said.input_shape)
+    preprocessing = Preprocessing(said.mean, said.std, said.bounds, said.fit, said.resize, said.interpolation)
+    check_channels(preprocessing, twin.layout.shape[0])
+    preflight.check_epsilon(said.bounds, config)
+    classes = said.classes if len(said.classes) == twin.classes else tuple(map(str, range(twin.classes)))
+    form = InputForm(twin.layout.shape, preprocessing, classes)
+    return form, lambda session, images: gradients_of(twin, file, session, images, preprocessing)
+
+
+def _by_bundle(file: Path, session: protocols.Session, gradients: Path, config: Config) -> tuple[ModelBundle, Attach]:
+    """The bundle that the file was exported from, and its network as the source of gradients."""
+    from edgeprune.robustness.twin.source import EXPORTED_MODULE, Gradients
+
+    bundle = _gradient_bundle(file, gradients, config)
+    preflight.check_model(bundle, config)
+    _check_same_form(file, session, bundle)
+    return bundle, lambda opened, _images: Gradients(bundle.network(), opened, EXPORTED_MODULE)
+
+
+def _gradient_bundle(file: Path, path: Path, config: Config) -> ModelBundle:
     from edgeprune.export.onnx import parent_of
     from edgeprune.models import load
 
-    path = gradients or file.with_name("pruned.pt")
     if not path.is_file():
         raise UsageError(
             f"no bundle to take gradients from: {path}",

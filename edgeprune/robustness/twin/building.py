@@ -72,8 +72,8 @@ class Twin:
 def build(path: Path, input_shape: Shape | None = None) -> Twin:
     """The twin of the ONNX file at `path`; `input_shape` (C, H, W) for a file that leaves it open.
 
-    Errors: ModelError when the file is not a network of one image input (see `edgeprune.robustness.twin.reading`), or
-    when its image shape cannot be told.
+    Errors: ModelError when the file is not a network of one image input (see `edgeprune.robustness.twin.reading`),
+    UsageError when its image shape cannot be told or is not the given one.
     """
     try:
         network = read(path)

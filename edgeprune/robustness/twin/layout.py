@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import ModelError, UsageError
 from edgeprune.protocols import Session
 from edgeprune.records import RuntimeInfo
 from edgeprune.types import Preprocessing, Shape
@@ -68,7 +68,8 @@ def layout_of(
     """The layout of a file that declares these input `dimensions` (None: open) and ONNX `element` type.
 
     `wanted` is the image shape that the user names, if any; `transposed` says that the graph begins by bringing
-    channels to the front. ModelError where the shape cannot be told, or does not fit.
+    channels to the front. UsageError where the shape cannot be told, or does not fit; ModelError for what is no batch
+    of images.
     """
     if element not in _TYPES:
         raise ModelError(
@@ -87,7 +88,7 @@ def layout_of(
         order = "NHWC" if len(rest) == 3 and _channels_last(rest, transposed) else "NCHW"
         wanted = _told(rest, order)
         if wanted is None:
-            raise ModelError(
+            raise UsageError(
                 f"{file} declares the input {shown}: the shape of an image cannot be told from that",
                 hint="give --input-shape C,H,W",
             )
@@ -99,8 +100,8 @@ def layout_of(
         return Layout(wanted, "NHWC", (wanted[1], wanted[2], wanted[0]), batch, dtype=dtype)
     if None not in rest and math.prod(int(size or 0) for size in rest) == math.prod(wanted):
         return Layout(wanted, "NCHW", tuple(int(size or 0) for size in rest), batch, dtype=dtype)
-    raise ModelError(
-        f"{file} declares the input {shown}, which does not hold images of shape {wanted}",
+    raise UsageError(
+        f"{file} declares the input {shown}, which does not hold images of shape {','.join(map(str, wanted))}",
         hint="check --input-shape C,H,W",
     )
 

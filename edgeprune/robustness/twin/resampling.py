@@ -198,7 +198,8 @@ def _weights(
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     d, a = np.abs(distances), sampling.cubic
     if sampling.mode == "linear":
-        return np.maximum(1 - d, 0)
+        falling: np.ndarray[tuple[int], np.dtype[np.float64]] = np.maximum(1 - d, 0)
+        return falling
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
     result: np.ndarray[tuple[int], np.dtype[np.float64]] = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
