@@ -89,8 +89,9 @@ class OpenVino:
 
         try:
             model = openvino.convert_model(str(onnx))
-        except RuntimeError as error:
+        except Exception as error:  # the converter has an error class of its own, in a private module
             raise ExportError(f"OpenVINO cannot convert {onnx}: {_last_line(error)}") from error
+        _name_by_position(model)
         weights = destination.with_suffix(".bin")
         with replacing(weights) as beside_weights, replacing(destination) as beside:
             try:
@@ -107,6 +108,13 @@ class OpenVino:
     def open(self, path: Path, *, threads: int) -> Session:
         """Compile in float32 on the CPU; ExportError when OpenVINO refuses the file."""
         return OpenVinoSession(path, threads)
+
+
+def _name_by_position(model: Any) -> None:
+    """Names that OpenVINO makes up count what the process has made so far: count from the model's start instead."""
+    for position, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(r"[A-Z]\w*_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}_{position}")
 
 
 def _last_line(error: BaseException) -> str:
