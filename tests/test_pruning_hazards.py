@@ -1,0 +1,410 @@
+"""Hazards: networks that index mappings go wrong on are pruned right, or refused with the reason; never in silence."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pruning_checks import LAST, Forward, assert_nothing_is_missing, assert_pruned_right, reasons, toy, widths
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+from toy_networks import SHAPE, Head, Lambda, bundle_of, conv_bn, randomized
+
+from edgeprune.errors import PruningError
+from edgeprune.pruning.criteria import random as by_chance
+from edgeprune.pruning.graph import trace
+from edgeprune.pruning.plan import allocate, apply, make_plan
+from edgeprune.pruning.proof import scrambled
+from edgeprune.types import Goal
+
+# -------------------------------------------------------------------------------------------------- hazards
+
+
+def shuffled(self: Lambda, x: Tensor) -> Tensor:
+    x = torch.relu(self.a(x))
+    x = x.view(-1, 2, 8, 8, 8).transpose(1, 2).flatten(1, 2)
+    return self.head(self.b(x))
+
+
+def chunked(self: Lambda, x: Tensor) -> Tensor:
+    left, right = self.a(x).chunk(2, 1)
+    return self.head(torch.relu(self.b(left) + self.c(right)))
+
+
+def gated(self: Lambda, x: Tensor) -> Tensor:
+    left, right = self.a(x).chunk(2, 1)
+    return self.head(left * torch.sigmoid(right))
+
+
+def split_by_number(self: Lambda, x: Tensor) -> Tensor:
+    left, right = torch.split(self.a(x), [8, 8], 1)
+    return self.head(torch.relu(self.b(left) + self.c(right)))
+
+
+def unevenly_split(self: Lambda, x: Tensor) -> Tensor:
+    left, right = torch.split(self.a(x), [4, 12], 1)
+    return self.head(torch.relu(self.b(left) + self.c(right)))
+
+
+def assigned(self: Lambda, x: Tensor) -> Tensor:
+    x = self.a(x)
+    y = torch.zeros_like(x)
+    y[:, :4] = x[:, 4:8]
+    y[:, 4:] = x[:, :12]
+    return self.head(self.b(y))
+
+
+def channels_last_flatten(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(torch.relu(self.a(x)).permute(0, 2, 3, 1).flatten(1))
+
+
+def rotated(self: Lambda, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.head(torch.relu(x + torch.cat([x[:, 4:], x[:, :4]], 1)))
+
+
+def pixel_shuffled(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(functional.pixel_shuffle(self.a(x), 2))
+
+
+def layer_normed(self: Lambda, x: Tensor) -> Tensor:
+    x = self.a(x).flatten(2).transpose(1, 2)
+    return self.fc(self.norm(x).mean(1))
+
+
+def group_normed(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(torch.relu(self.norm(self.a(x))))
+
+
+def softmax_over_channels(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(self.a(x).softmax(1))
+
+
+def mean_over_channels(self: Lambda, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.head(self.b(x)) + x.mean((1, 2, 3))[:, None]
+
+
+def attention(self: Lambda, x: Tensor) -> Tensor:
+    tokens = self.a(x).flatten(2).transpose(1, 2)
+    q, k, v = self.qkv(tokens).reshape(-1, 64, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return self.fc(self.proj(mixed).mean(1))
+
+
+def whole_attention(self: Lambda, x: Tensor) -> Tensor:
+    tokens = self.a(x).flatten(2).transpose(1, 2)
+    return self.fc(self.attend(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+def recurrent(self: Lambda, x: Tensor) -> Tensor:
+    return self.fc(self.rnn(self.a(x).flatten(2).transpose(1, 2))[0][:, -1])
+
+
+def padded_shortcut(self: Lambda, x: Tensor) -> Tensor:
+    x = torch.relu(self.a(x))
+    return self.head(torch.relu(functional.pad(x, (0, 0, 0, 0, 4, 4)) + self.b(x)))
+
+
+def detached(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(self.b(torch.relu(self.a(x)).detach()))
+
+
+def half_detached(self: Lambda, x: Tensor) -> Tensor:
+    x = torch.relu(self.a(x))
+    return self.head(self.b(x) + self.c(x.detach()))
+
+
+def masked(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(torch.relu(self.a(x) * self.mask))
+
+
+def permuted(self: Lambda, x: Tensor) -> Tensor:
+    order = torch.arange(15, -1, -1)
+    return self.head(self.b(self.a(x)[:, order]))
+
+
+def functional_weight(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(functional.conv2d(torch.relu(self.a(x)), self.kernel, padding=1))
+
+
+def two_halves_of_a_grouped_convolution(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(self.grouped(torch.cat([self.a(x), self.b(x)], 1)))
+
+
+def dead_end(self: Lambda, x: Tensor) -> Tensor:
+    return self.head(self.a(x)) + 0 * self.other(self.b(x))
+
+
+def a(outputs: int = 16) -> nn.Conv2d:
+    return nn.Conv2d(3, outputs, 3, padding=1)
+
+
+# name: (forward pass, layers, names of what is refused with a part of each reason)
+REFUSED: dict[str, tuple[Forward, dict[str, nn.Module | nn.Parameter], dict[str, str]]] = {
+    "channel shuffle": (shuffled, {"a": a(), "b": nn.Conv2d(16, 8, 1), "head": Head(8)}, {"a": "channels"}),
+    "split by fixed numbers": (
+        split_by_number,
+        {"a": a(), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 8, 1), "head": Head(8)},
+        {"a": "does not run without its channels"},
+    ),
+    "uneven split": (
+        unevenly_split,
+        {"a": a(), "b": nn.Conv2d(4, 8, 1), "c": nn.Conv2d(12, 8, 1), "head": Head(8)},
+        {"a": "cannot be followed into b"},
+    ),
+    "slice assignment": (assigned, {"a": a(), "b": nn.Conv2d(16, 8, 1), "head": Head(8)}, {"a": "channels"}),
+    "flatten in NHWC order": (channels_last_flatten, {"a": a(), "head": nn.Linear(1024, 4)}, {"a": "proof failed"}),
+    "rotation added": (rotated, {"a": a(8), "head": Head(8)}, {"a": ""}),
+    "pixel shuffle": (pixel_shuffled, {"a": a(), "head": Head(4)}, {"a": ""}),
+    "LayerNorm": (layer_normed, {"a": a(), "norm": nn.LayerNorm(16), "fc": nn.Linear(16, 4)}, {"a": "mixes channels"}),
+    "GroupNorm": (group_normed, {"a": a(), "norm": nn.GroupNorm(4, 16), "head": Head(16)}, {"a": "mixes channels"}),
+    "softmax over channels": (softmax_over_channels, {"a": a(), "head": Head(16)}, {"a": "proof failed"}),
+    "mean over channels": (mean_over_channels, {"a": a(), "b": nn.Conv2d(16, 8, 1), "head": Head(8)}, {"a": ""}),
+    "attention": (
+        attention,
+        {"a": a(), "qkv": nn.Linear(16, 48), "proj": nn.Linear(16, 16), "fc": nn.Linear(16, 4)},
+        {"qkv": ""},
+    ),
+    "MultiheadAttention": (
+        whole_attention,
+        {"a": a(), "attend": nn.MultiheadAttention(16, 2, batch_first=True), "fc": nn.Linear(16, 4)},
+        {"a": "", "attend": "no sound rule"},
+    ),
+    "LSTM": (
+        recurrent,
+        {"a": a(), "rnn": nn.LSTM(16, 8, batch_first=True), "fc": nn.Linear(8, 4)},
+        {"a": "", "rnn": "no sound rule"},
+    ),
+    "GRU": (
+        recurrent,
+        {"a": a(), "rnn": nn.GRU(16, 8, batch_first=True), "fc": nn.Linear(8, 4)},
+        {"a": "", "rnn": "no sound rule"},
+    ),
+    "padded shortcut": (padded_shortcut, {"a": a(8), "b": nn.Conv2d(8, 16, 1), "head": Head(16)}, {"a": ""}),
+    "detach": (
+        detached,
+        {"a": a(), "b": nn.Conv2d(16, 8, 1), "head": Head(8)},
+        {"a": "the traced forward pass does not reach it"},
+    ),
+    "detach on one side": (
+        half_detached,
+        {"a": a(), "b": nn.Conv2d(16, 8, 1), "c": nn.Conv2d(16, 8, 1), "head": Head(8)},
+        {"a": "does not run without its channels"},
+    ),
+    "index by a constant": (permuted, {"a": a(), "b": nn.Conv2d(16, 8, 1), "head": Head(8)}, {"a": ""}),
+    "weight in a function": (
+        functional_weight,
+        {"a": a(), "kernel": nn.Parameter(torch.randn(8, 16, 3, 3)), "head": Head(8)},
+        {"a": "kernel"},
+    ),
+    "half a grouped convolution": (
+        two_halves_of_a_grouped_convolution,
+        {"a": a(8), "b": a(8), "grouped": nn.Conv2d(16, 8, 1, groups=2), "head": Head(8)},
+        {"a": "some of its groups only", "b": "some of its groups only"},
+    ),
+    "multiplied by nothing": (
+        dead_end,
+        {"a": a(), "b": a(), "other": Head(16), "head": Head(16)},
+        {"b": "does not react"},
+    ),
+    "weight norm": (
+        lambda self, x: self.head(self.a(x)),
+        {"a": parametrizations.weight_norm(a()), "head": Head(16)},
+        {"a": "weight norm"},
+    ),
+    "spectral norm": (
+        lambda self, x: self.head(self.a(x)),
+        {"a": parametrizations.spectral_norm(a()), "head": Head(16)},
+        {"a": "spectral norm"},
+    ),
+    "one channel": (
+        lambda self, x: self.head(self.b(self.a(x))),
+        {"a": a(1), "b": nn.Conv2d(1, 8, 1), "head": Head(8)},
+        {"a": "a single channel"},
+    ),
+    "depthwise on the image": (
+        lambda self, x: self.head(self.b(self.a(x))),
+        {"a": nn.Conv2d(3, 3, 3, groups=3), "b": nn.Conv2d(3, 8, 1), "head": Head(8)},
+        {"a": "the network's input"},
+    ),
+    "depthwise with a multiplier": (
+        lambda self, x: self.head(self.b(self.a(x))),
+        {"a": a(8), "b": nn.Conv2d(8, 16, 3, groups=8), "head": Head(16)},
+        {"a": "depend on each other"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_hazard_is_refused_with_its_reason(name: str) -> None:
+    function, layers, expected = REFUSED[name]
+    bundle = toy(function, **copy.deepcopy(layers))
+    graph = trace(bundle)
+    found = reasons(graph)
+    for layer, part in expected.items():
+        assert found[layer]
+        assert part in found[layer]
+        assert layer not in widths(graph)
+    assert_nothing_is_missing(bundle, graph)
+
+
+PRUNED: dict[str, tuple[Forward, dict[str, nn.Module | nn.Parameter], dict[str, int]]] = {
+    "halves of a chunk": (
+        chunked,
+        {"a": a(), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 8, 1), "head": Head(8)},
+        {"a": 8, "b": 8},
+    ),
+    "gated linear unit": (gated, {"a": a(), "head": Head(8)}, {"a": 8}),
+    "every other channel": (
+        lambda self, x: self.head(self.b(self.a(x)[:, ::2]) + self.c(self.a(x)[:, 1::2])),
+        {"a": a(), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 8, 1), "head": Head(8)},
+        {"a": 8, "b": 8},
+    ),
+    "the same layer twice": (
+        lambda self, x: self.head(torch.relu(self.b(torch.relu(self.b(torch.relu(self.a(x))))))),
+        {"a": a(), "b": nn.Conv2d(16, 16, 3, padding=1), "head": Head(16)},
+        {"a": 16},
+    ),
+    "bare parameter on the channels": (
+        lambda self, x: self.head(torch.relu(self.a(x) * self.scale.view(1, -1, 1, 1))),
+        {"a": a(), "scale": nn.Parameter(torch.randn(16)), "head": Head(16)},
+        {"a": 16},
+    ),
+    "PReLU and InstanceNorm": (
+        lambda self, x: self.head(self.act(self.norm(self.a(x)))),
+        {"a": a(), "norm": nn.InstanceNorm2d(16, affine=True), "act": nn.PReLU(16), "head": Head(16)},
+        {"a": 16},
+    ),
+    "dense block": (
+        lambda self, x: self.head(torch.cat([y := self.a(x), z := self.b(y), self.c(torch.cat([y, z], 1))], 1)),
+        {"a": a(8), "b": nn.Conv2d(8, 6, 3, padding=1), "c": nn.Conv2d(14, 4, 1), "head": Head(18)},
+        {"a": 8, "b": 6, "c": 4},
+    ),
+    "grouped and transposed": (
+        lambda self, x: self.head(torch.relu(self.up(torch.relu(self.a(x))))),
+        {"a": a(8), "up": nn.ConvTranspose2d(8, 12, 2, 2, groups=2), "head": Head(12)},
+        {"a": 4, "up": 6},
+    ),
+    "groups of two and of four": (
+        lambda self, x: self.head(torch.relu(self.c(self.b(self.a(x))))),
+        {"a": a(), "b": nn.Conv2d(16, 16, 1, groups=2), "c": nn.Conv2d(16, 8, 1, groups=4), "head": Head(8)},
+        {"a": 8, "b": 4, "c": 2},
+    ),
+    "attention's values beside a perceptron": (
+        lambda self, x: self.fc2(torch.relu(self.fc1(self.norm(self.a(x).flatten(2).transpose(1, 2))))).mean(1),
+        {"a": a(), "norm": nn.LayerNorm(16), "fc1": nn.Linear(16, 32), "fc2": nn.Linear(32, 4)},
+        {"fc1": 32},
+    ),
+    "float constants": (
+        lambda self, x: self.head(functional.conv2d(self.a(x), torch.ones(1, 16, 1, 1)) * 0 + self.a(x)),
+        {"a": a(), "head": Head(16)},
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_hazard_is_pruned_right(name: str) -> None:
+    function, layers, expected = PRUNED[name]
+    bundle = toy(function, **copy.deepcopy(layers))
+    found = widths(trace(bundle))
+    assert expected.items() <= found.items()
+    if found:
+        assert_pruned_right(bundle)
+
+
+def test_network_without_traceable_layers_is_an_error() -> None:
+    def hidden(self: Lambda, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.head(self.a(x))
+
+    with pytest.raises(PruningError, match="cannot be traced"):
+        trace(toy(hidden, a=a(), head=Head(16)))
+
+
+def test_tied_weights_are_refused() -> None:
+    def forward(self: Lambda, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x)) + self.c(self.a(x)))
+
+    bundle = toy(forward, a=a(), b=nn.Conv2d(16, 8, 1), c=nn.Conv2d(16, 8, 1), head=Head(8))
+    bundle.module.c.weight = bundle.module.b.weight
+    assert "shares its weight" in reasons(trace(bundle))["b"]
+
+
+def test_stale_buffer_is_refused() -> None:
+    bundle = toy(masked, a=a(), head=Head(16))
+    bundle.module.register_buffer("mask", torch.rand(1, 16, 1, 1))
+    assert "does not run without its channels" in reasons(trace(bundle))["a"]
+
+
+def test_network_that_only_runs_in_float32_is_proved_there() -> None:
+    def single(self: Lambda, x: Tensor) -> Tensor:
+        return self.head(functional.conv2d(self.a(x), torch.ones(16, 1, 1, 1), groups=16)[:, :0].sum() + self.a(x))
+
+    bundle = toy(single, a=a(), head=Head(16))
+    assert scrambled(bundle.module, SHAPE).tolerance == 1e-4
+    assert "a" in widths(trace(bundle)) or "a" in reasons(trace(bundle))
+
+
+# ------------------------------------------------------------------------------------------- random networks
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> nn.Module:
+    """Stages of residual, concatenated, grouped and depthwise parts, of random width and order."""
+    width = draw(st.sampled_from([4, 6, 8, 12]))
+    return Stages(width, draw(st.lists(st.sampled_from(sorted(Stages.KINDS)), min_size=1, max_size=4)))
+
+
+class Stages(nn.Module):
+    KINDS = ("residual", "concatenated", "grouped", "depthwise", "wider", "gated")
+
+    def __init__(self, width: int, kinds: list[str]) -> None:
+        super().__init__()
+        self.kinds, self.stem, self.stages = kinds, conv_bn(3, width), nn.ModuleList()
+        for kind in kinds:
+            parts = {
+                "residual": lambda w: [conv_bn(w, w + 2), conv_bn(w + 2, w)],
+                "concatenated": lambda w: [conv_bn(w, 4), conv_bn(w, 6)],
+                "grouped": lambda w: [conv_bn(w, 2 * w, groups=2), conv_bn(2 * w, w, kernel=1)],
+                "depthwise": lambda w: [conv_bn(w, 2 * w, kernel=1), conv_bn(2 * w, 2 * w, groups=2 * w)],
+                "wider": lambda w: [conv_bn(w, w + 4)],
+                "gated": lambda w: [nn.Conv2d(w, 3, 1), nn.Conv2d(3, w, 1)],
+            }[kind](width)
+            self.stages.append(nn.ModuleList(parts))
+            width = {"concatenated": width + 10, "depthwise": 2 * width, "wider": width + 4}.get(kind, width)
+        self.head = Head(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for kind, parts in zip(self.kinds, self.stages, strict=True):
+            if kind == "residual":
+                x = torch.relu(x + parts[1](torch.relu(parts[0](x))))
+            elif kind == "concatenated":
+                x = torch.relu(torch.cat([x, parts[0](x), parts[1](x)], 1))
+            elif kind == "gated":
+                x = x * torch.sigmoid(parts[1](torch.relu(parts[0](x.mean((2, 3), keepdim=True)))))
+            else:
+                for part in parts:
+                    x = torch.relu(part(x))
+        return self.head(x)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(networks(), st.floats(0.2, 0.8), st.integers(0, 100))
+def test_random_networks_are_pruned_right(module: nn.Module, ratio: float, seed: int) -> None:
+    bundle = bundle_of(randomized(module, seed))
+    graph = trace(bundle)
+    assert_nothing_is_missing(bundle, graph)
+    assert list(reasons(graph).values()) == [LAST]
+    scores, goal = by_chance(bundle, graph, None, seed=seed), Goal("ratio", ratio)
+    pruned = apply(make_plan(bundle, graph, scores, allocate(graph, scores, goal, 1), goal, 1, seed), bundle, graph)
+    again = trace(pruned)
+    wanted = allocate(graph, scores, goal, 1)
+    assert {group.name: group.width for group in again.groups} == {n: w for n, w in wanted.items() if w > 1}
+    assert set(reasons(again)) - {"head.fc"} == {name for name, width in wanted.items() if width == 1}
