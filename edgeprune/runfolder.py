@@ -64,6 +64,9 @@ class RunFolder:
                 raise OutputError(
                     f"another edgeprune run is writing to {path}", hint="wait for it, or give --out another folder"
                 ) from None
+            for left in path.rglob(".*.partial*"):  # by a run that was killed: nobody else writes here now
+                with writing(left):
+                    left.unlink()
             yield cls(path, say)
 
     def stage(

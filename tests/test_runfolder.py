@@ -168,6 +168,16 @@ def test_scratch_survives_a_failure_and_goes_when_the_stage_is_finished(run: Run
     assert run.files() == ["stages/recover.json"]
 
 
+def test_half_files_of_a_killed_run_go(run: Run) -> None:
+    run(*FIRST)
+    (run.path / "dense").mkdir()
+    for name in (".model.123.partial.onnx", "dense/.model.123.partial.bin", "stages/.plan.1.partial.json"):
+        (run.path / name).write_text("half")
+    run(*FIRST)
+    assert run.worked == []
+    assert not [name for name in run.files() if "partial" in name]
+
+
 def test_second_process_gets_a_clear_error(run: Run) -> None:
     code = (
         "import sys; from pathlib import Path; from edgeprune.runfolder import RunFolder\n"
