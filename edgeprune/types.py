@@ -140,8 +140,8 @@ class Member:
 class Group:
     """Channels that must be removed together, named after the layer that makes them.
 
-    `width` counts units: single channels, or, where a grouped convolution is in it, one channel of each of its
-    groups.
+    `width` counts units, what can only go together: a channel, or one channel of each group of a grouped
+    convolution, or one of each half of a split. Every unit takes equally many channels from a member.
     """
 
     name: str
