@@ -10,7 +10,7 @@ from edgeprune.export.onnx import RUNTIME
 from model_examples import Grouped, Mobile, Residual, Vit, seeded
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
-from twin_examples import graph_of, node, run_runtime, save
+from twin_examples import graph_of, node, run_runtime, run_twin, save
 
 from edgeprune.errors import EdgepruneError, ModelError, UsageError
 from edgeprune.robustness.twin import Served, build, check
@@ -149,6 +149,9 @@ def test_layout_follows_from_the_declared_input(tmp_path, name):
     x = images(5, shape)
     session = served(path, twin)
     assert check(twin, session, x) < 1e-6
+    ways = {"no batch axis": "in turn", "channels last, one at a time": "reshaped"}
+    ways |= {"flat column": "reshaped", "two at a time": "reshaped"}
+    assert twin.batching == ways.get(name, "free")
     ordered = x.transpose(0, 2, 3, 1) if order == "NHWC" else x
     assert np.allclose(session.logits(x), ordered.reshape(5, -1) @ constants["w"], atol=1e-5)
 
@@ -254,10 +257,17 @@ def test_if_takes_the_branch_that_the_runtime_takes(tmp_path, known):
     condition = "yes" if known else "small"
     constants = {"limit": np.array(20, np.int64), "yes": np.array(False)}
     path = save(graph_of([*front, node("If", condition, **parts)], 13, ("n", 3, 2, 2), constants), tmp_path)
-    twin = build(path)
     for batch in (1, 3):
         x = images(batch, (3, 2, 2)) - 0.5
-        assert np.allclose(twin.module(torch.from_numpy(x)), run_runtime(path, x))
+        assert np.allclose(run_twin(path, x)[0], run_runtime(path, x))
+
+
+def test_file_whose_images_depend_on_their_company_takes_them_one_by_one(tmp_path):
+    nodes = [node("Flatten", "x", "f"), node("ReduceMax", "f", "m", axes=[0]), node("Mul", "f m")]
+    path = save(graph_of(nodes, 13, ("n", 3, 2, 2)), tmp_path)
+    twin = build(path)
+    assert (twin.batching, twin.layout.batch) == ("in turn", 1)
+    assert check(twin, served(path, twin), images(3, (3, 2, 2))) < 1e-5
 
 
 def test_tensor_beyond_reason_is_refused(tmp_path):

@@ -166,6 +166,7 @@ STATISTICS = cases(
     case("CumSum", (11, 14), "x a", {"a": number(2, np.int64)}),
     case("CumSum", (14,), "x a", {"a": number(2, np.int64)}, exclusive=1, reverse=1),
     case("BatchNormalization", (7, 9, 14, 15), "x s b m v", PER_CHANNEL, epsilon=1e-3),
+    case("BatchNormalization", (15,), "x s b m v", PER_CHANNEL, (1, 4, 9), outputs="y rm rv", training_mode=1),
     case("InstanceNormalization", (7, 22), "x s b", PER_CHANNEL, epsilon=1e-3),
     case("GroupNormalization", (21,), "x s b", PER_CHANNEL, num_groups=2),
     case("LayerNormalization", (17,), "x s b", {"s": positive(7, 6), "b": floats(7, 6)}, axis=2),

@@ -9,7 +9,7 @@ Public converters stop earlier (onnx2torch at opset 16, and at quantised files),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats
 
 Precision = Literal["float32", "float16", "int8"]
+Batching = Literal["free", "reshaped", "in turn"]
 
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 0.25}
 """Largest parity that a twin may have. A quantised file differs by a step wherever its runtime rounds after a fusion;
@@ -52,7 +53,8 @@ class Twin:
     `module` maps images, float32 (N, C, H, W), any N, to what the file returns, (N, K); `scores` stops before a last
     softmax or sigmoid, whose gradient dies where it is sure: the same order of classes, for gradients. Both are None
     where `unsupported` names operators without a rule. `batching` says how a file made for a fixed number of images
-    takes more: "free" (it always did), "reshaped" (its reshapes were freed), "in turn" (one batch after the other).
+    takes more: "free" (it always did), "reshaped" (its reshapes were freed), "in turn" (one batch after
+    the other).
     `parent` is the digest of the weights that edgeprune exported, None for a foreign file.
     """
 
@@ -64,7 +66,7 @@ class Twin:
     producer: str
     precision: Precision
     classes: int = 0
-    batching: Literal["free", "reshaped", "in turn"] = "free"
+    batching: Batching = "free"
     parent: str | None = None
     parity: float | None = None
 
@@ -132,25 +134,29 @@ class Behind(nn.Module):
 
 
 def _tried(network: Network, layout: Layout, compiled: Compiled, path: Path) -> Twin:
-    """The twin in the first way of taking several images that gives each the answer it gets alone."""
-    ways: list[tuple[Literal["free", "reshaped", "in turn"], Compiled, int | None]] = []
-    if layout.batched:
-        ways.append(("free", compiled, None))
-    if layout.batched and layout.batch is not None:
-        ways.append(("reshaped", with_free_batch(compiled, layout.batch), None))
-    if layout.batch is not None:
-        ways.append(("in turn", compiled, layout.batch))
+    """The twin in the first way of taking several images that gives each the answer it gets alone.
+
+    A file that leaves its batch open but does not treat images alike is taken for one that wants one at a time.
+    """
     noise = torch.rand(_TRIALS, *layout.shape, generator=torch.Generator().manual_seed(0))
     alone = _outcome(compiled, network, layout, layout.batch or 1, noise)
-    for batching, candidate, size in ways:
-        sure = size is not None or layout.batch is None
-        if not sure and not _same_rows(candidate, network, layout, noise, alone):
-            continue
-        module = Behind(Graph(candidate, network.input, network.output), layout, size)
-        inner = before_softmax(candidate.steps, network.output)
-        scores = module if inner == network.output else Behind(Graph(candidate, network.input, inner), layout, size)
-        return _twin(network, layout, (), module, scores, classes=alone.shape[1], batching=batching)
-    raise ModelError(f"{path}: its twin gives an image another answer in company than alone")  # pragma: no cover
+    fixed = layout if layout.batch is not None else replace(layout, batch=1)
+    assert fixed.batch is not None
+    together: list[tuple[Batching, Compiled, Layout]] = [("free", compiled, layout)]
+    together.append(("reshaped", with_free_batch(compiled, fixed.batch), fixed))
+    for batching, candidate, said in together if layout.batched else ():
+        if _same_rows(candidate, network, layout, noise, alone):
+            return _paired(network, candidate, said, None, batching, alone.shape[1])
+    return _paired(network, compiled, fixed, fixed.batch, "in turn", alone.shape[1])
+
+
+def _paired(
+    network: Network, compiled: Compiled, layout: Layout, size: int | None, batching: Batching, classes: int
+) -> Twin:
+    module = Behind(Graph(compiled, network.input, network.output), layout, size)
+    inner = before_softmax(compiled.steps, network.output)
+    scores = module if inner == network.output else Behind(Graph(compiled, network.input, inner), layout, size)
+    return _twin(network, layout, (), module, scores, classes=classes, batching=batching)
 
 
 def _outcome(compiled: Compiled, network: Network, layout: Layout, size: int, noise: Tensor) -> Tensor:
@@ -166,7 +172,7 @@ def _outcome(compiled: Compiled, network: Network, layout: Layout, size: int, no
 def _same_rows(compiled: Compiled, network: Network, layout: Layout, noise: Tensor, alone: Tensor) -> bool:
     try:
         together = Behind(Graph(compiled, network.input, network.output), layout, None)(noise)
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
+    except (Unsupported, RuntimeError, ValueError, IndexError, TypeError, KeyError):
         return False  # a size that is fixed somewhere: the next way is tried
     scale = max(1.0, float(alone.abs().max()))
     return together.shape == alone.shape and bool((together - alone).abs().max() <= _ROWS * scale)
@@ -180,7 +186,7 @@ def _twin(
     scores: nn.Module | None = None,
     *,
     classes: int = 0,
-    batching: Literal["free", "reshaped", "in turn"] = "free",
+    batching: Batching = "free",
 ) -> Twin:
     return Twin(
         module=module,

@@ -235,6 +235,8 @@ class Graph(nn.Module):
             given = [values[name] if name else None for name in node.inputs]
             try:
                 result = step.compute(*(given if device.type == "cpu" else _together(node, given, device)))
+            except Unsupported as error:
+                raise Unsupported(f"{node.label} ({error})") from None
             except Exception as error:
                 error.add_note(f"in {node.label}, which makes {node.outputs[0]}")
                 raise

@@ -79,11 +79,14 @@ def _cum_sum(node: Node) -> Compute:
 
 def _batch_norm(node: Node) -> Compute:
     node.only_first_output()
-    node.refuse("training_mode", 0)
     node.refuse("spatial", 1)
-    epsilon = node.real("epsilon", 1e-5)
+    epsilon, training = node.real("epsilon", 1e-5), bool(node.integer("training_mode", 0))
 
     def normalise(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        if training:  # as in weight standardisation, where the "batch" is the weight of a convolution
+            if x.shape[0] != 1:
+                raise Unsupported("statistics of the batch")
+            return functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
         return functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
 
     return normalise
