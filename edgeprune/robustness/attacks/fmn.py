@@ -2,7 +2,8 @@
 
 M. Pintor, F. Roli, W. Brendel and B. Biggio, Fast minimum-norm adversarial attacks through adaptive norm constraints,
 NeurIPS 2021 (arXiv 2102.12827), algorithm 1, linf and l2, with its cosine schedules (step 1 to 0.01, change of radius
-5 % to 0.1 %). Ours: at the end the way back to the image is halved again and again, judged by the runtime.
+5 % to 0.1 %). Ours: the first jumps go that share beyond the linearised boundary, on which they would come to lie, and
+at the end the way back to the image is halved again and again, judged by the runtime.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class _Rule:
         cosine = (1 + torch.cos(math.pi * pool.steps / self.steps)).to(run.device) / 2
         change = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * cosine
         ahead = sizes + margins.abs() / _dual_size(gradients, norm).clamp_min(1e-12)
-        seeking = torch.where(smallest.isfinite(), pool.radii * (1 + change), ahead)
+        seeking = torch.where(smallest.isfinite(), pool.radii, ahead) * (1 + change)
         radii = torch.where(wrong, torch.minimum(pool.radii * (1 - change), smallest), seeking)
         span = run.victim.bounds[1] - run.victim.bounds[0]
         length = span * (LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine)
@@ -149,6 +150,8 @@ def _shrink(delta: Tensor, radii: Tensor, norm: Norm) -> Tensor:
 
 def _enter(found: Nearest, pool: _Pool, seen: Seen, norm: Norm) -> None:
     """Write down the misclassified points that are nearer than what was found before."""
+    if not seen.wrong.any():
+        return
     rows = pool.ids.numpy()[seen.wrong]
     points = pool.points.cpu().numpy()[seen.wrong]
     sizes = distances(points, pool.origins.cpu().numpy()[seen.wrong], norm)
@@ -170,6 +173,6 @@ def _tighten(run: Run, found: Nearest) -> None:
             points = (clean + share * (whole - clean)).astype(np.float32)
             wrong = run.judge(part, points, inside=False).wrong
             low, high = np.where(wrong, low, middle), np.where(wrong, middle, high)
-            nearer = rows[wrong]
-            found.points[nearer] = points[wrong]
-            found.distances[nearer] = distances(points[wrong], clean[wrong], run.budget.norm)
+            if wrong.any():
+                found.points[rows[wrong]] = points[wrong]
+                found.distances[rows[wrong]] = distances(points[wrong], clean[wrong], run.budget.norm)
