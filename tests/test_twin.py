@@ -343,6 +343,8 @@ def broken(kind, folder):
         model.graph.initializer[0].raw_data = b"1234"
     if kind == "open size":
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "h"
+    if kind == "giant":
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 10**9
     if kind == "one axis":
         del model.graph.input[0].type.tensor_type.shape.dim[1:]
     path = save(model, folder)
@@ -361,6 +363,7 @@ REFUSED = {
     "whole numbers": "floating-point pixels",
     "short tensor": "not what it says",
     "open size": "--input-shape",
+    "giant": "too large",
     "one axis": "no batch of images",
 }
 

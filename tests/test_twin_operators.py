@@ -4,28 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from twin_examples import graph_of, node, run_runtime, run_twin, save
+from twin_examples import IMAGE, RANDOM, compare, floats, graph_of, node, number, positive, run_runtime, run_twin, save
 
 from edgeprune.robustness.twin.table import RULES
-
-IMAGE = (2, 4, 7, 6)
-RANDOM = np.random.default_rng(0)
-
-
-def floats(*shape):
-    return RANDOM.standard_normal(shape).astype(np.float32)
-
-
-def positive(*shape):
-    return (RANDOM.random(shape) + 0.5).astype(np.float32)
 
 
 def ints(*values):
     return np.array(values, np.int64)
-
-
-def number(value, dtype=np.float32):
-    return np.array(value, dtype)
 
 
 def case(op, opsets, inputs="x", constants=None, shape=IMAGE, x=None, outputs="y", domain="", **attributes):
@@ -308,11 +293,6 @@ RESAMPLING = cases(
     ),
 )
 
-Q = {"s": number(0.05), "z": number(120, np.uint8)}
-AXIS = {"s": positive(4) * 0.05, "z": np.array([-3, 0, 5, 7], np.int8)}
-WHOLE = {"q": RANDOM.integers(-128, 127, (6, 4, 3, 2)).astype(np.int8)}
-
-
 ATTENTION = {"k": floats(2, 4, 5, 6), "v": floats(2, 4, 5, 3)}
 EVERYTHING = cases(ELEMENTWISE, LINEAR, POOLS, STATISTICS, MOVEMENTS, RESAMPLING) + cases(
     case("Attention", (23,), "x k v", ATTENTION),
@@ -327,17 +307,6 @@ EVERYTHING = cases(ELEMENTWISE, LINEAR, POOLS, STATISTICS, MOVEMENTS, RESAMPLING
         kv_num_heads=2,
     ),
 )
-
-
-def compare(tmp_path, model, x, tolerance=2e-5, **how):
-    path = save(model, tmp_path)
-    expected = run_runtime(path, x, **how)
-    found, gradient = run_twin(path, x)
-    assert found.dtype == expected.dtype or not np.issubdtype(expected.dtype, np.floating)
-    assert found.shape == expected.shape
-    assert np.allclose(found, expected, rtol=tolerance, atol=tolerance), np.abs(found - expected).max()
-    assert gradient is None or np.isfinite(gradient).all()
-    return gradient
 
 
 @pytest.mark.parametrize(("nodes", "opset", "constants", "x"), EVERYTHING)
@@ -392,89 +361,7 @@ def test_range_one_hot_and_nan(tmp_path):
     compare(tmp_path, model, np.array([1, 2, 0, 3, 0, 5], np.float32))
 
 
-def quantised(op, inputs, constants, opset, *, after=(), **attributes):
-    return graph_of([node(op, inputs, "q", **attributes), *after], opset, IMAGE, constants)
-
-
-@pytest.mark.parametrize(
-    ("opset", "constants", "attributes"), [(10, Q, {}), (13, Q, {}), (13, AXIS, {"axis": 1}), (21, AXIS, {"axis": 1})]
-)
-def test_quantise_and_back(tmp_path, opset, constants, attributes):
-    back = node("DequantizeLinear", "q s z", **attributes)
-    model = quantised("QuantizeLinear", "x s z", constants, opset, after=[back], **attributes)
-    gradient = compare(tmp_path, model, 4 * floats(*IMAGE), optimised=False)
-    assert (gradient == 0).any()
-    assert (gradient != 0).any()
-
-
-def test_quantise_by_blocks(tmp_path):
-    constants = {"s": positive(2, 2, 7, 6) * 0.05, "z": np.zeros((2, 2, 7, 6), np.int8)}
-    back = node("DequantizeLinear", "q s z", axis=1, block_size=2)
-    model = quantised("QuantizeLinear", "x s z", constants, 21, after=[back], axis=1, block_size=2)
-    compare(tmp_path, model, floats(*IMAGE), optimised=False)
-
-
-@pytest.mark.parametrize("kind", [np.uint16, np.int16])
-def test_quantise_to_sixteen_bits(tmp_path, kind):
-    constants = {"s": number(1e-4), "z": number(0, kind)}
-    back = node("DequantizeLinear", "q s z")
-    compare(
-        tmp_path, quantised("QuantizeLinear", "x s z", constants, 21, after=[back]), floats(*IMAGE), optimised=False
-    )
-
-
-def test_dynamically_quantised_product(tmp_path):
-    nodes = [
-        node("DynamicQuantizeLinear", "x", "q s z"),
-        node("MatMulInteger", "q w z wz", "whole"),
-        node("Cast", "whole", "real", to=1),
-        node("Mul", "real s"),
-    ]
-    constants = {"w": RANDOM.integers(0, 255, (6, 5)).astype(np.uint8), "wz": number(128, np.uint8)}
-    gradient = compare(tmp_path, graph_of(nodes, 11, (3, 6), constants), floats(3, 6), optimised=False)
-    assert (gradient != 0).all()
-
-
-@pytest.mark.parametrize("zeros", [np.array(3, np.int8), RANDOM.integers(-5, 5, 6).astype(np.int8)])
-def test_quantised_convolution(tmp_path, zeros):
-    scales = positive(*zeros.shape) * 0.01
-    zero = np.zeros_like(zeros)
-    nodes = [
-        node("QuantizeLinear", "x s z", "q"),
-        node("QLinearConv", "q s z w ws wz ys yz b", "r", pads=[1, 1, 1, 1]),
-        node("DequantizeLinear", "r ys yz"),
-    ]
-    constants = {**Q, "w": WHOLE["q"], "ws": scales, "wz": zero, "ys": number(0.2), "yz": number(100, np.uint8)}
-    constants["b"] = RANDOM.integers(-200, 200, 6).astype(np.int32)
-    compare(tmp_path, graph_of(nodes, 10, IMAGE, constants), floats(*IMAGE), 0.21)  # one step where a sum ties
-
-
-def test_quantised_products(tmp_path):
-    nodes = [
-        node("QuantizeLinear", "x s z", "q"),
-        node("ConvInteger", "q w z", "c"),
-        node("Cast", "c", "f", to=1),
-        node("QuantizeLinear", "f ys yz", "p"),
-        node("QLinearMatMul", "p ys yz m ms mz ys yz", "r"),
-        node("DequantizeLinear", "r ys yz"),
-    ]
-    constants = {**Q, "w": WHOLE["q"], "ys": number(200.0), "yz": number(100, np.uint8), "mz": number(0, np.int8)}
-    constants |= {"m": RANDOM.integers(-128, 127, (5, 3)).astype(np.int8), "ms": number(0.01)}
-    compare(tmp_path, graph_of(nodes, 10, IMAGE, constants), floats(*IMAGE), 200.0, optimised=False)
-
-
-@pytest.mark.parametrize("op", ["QLinearAdd", "QLinearMul"])
-def test_onnx_runtimes_own_quantised_arithmetic(tmp_path, op):
-    nodes = [
-        node("QuantizeLinear", "x s z", "q"),
-        node(op, "q s z q s z ys yz", "r", "com.microsoft"),
-        node("QLinearGlobalAveragePool", "r ys yz ys yz", "g", "com.microsoft", channels_last=0),
-        node("DequantizeLinear", "g ys yz"),
-    ]
-    constants = {**Q, "ys": number(0.1), "yz": number(100, np.uint8)}
-    compare(tmp_path, graph_of(nodes, 13, IMAGE, constants, domains=["com.microsoft"]), floats(*IMAGE), 0.11)
-
-
 def test_every_rule_of_the_table_has_a_case():
-    here = Path(__file__).read_text(encoding="utf-8")
+    files = Path(__file__).parent.glob("test_twin_*.py")
+    here = "".join(path.read_text(encoding="utf-8") for path in files)
     assert [name for _, name in RULES if f'"{name}"' not in here and not name.startswith("Reduce")] == []

@@ -14,6 +14,8 @@ from edgeprune.robustness.twin.program import Graph, compile_network
 from edgeprune.robustness.twin.reading import read
 
 IR = 10
+IMAGE = (2, 4, 7, 6)
+RANDOM = np.random.default_rng(0)
 
 
 def graph_of(
@@ -74,3 +76,29 @@ def run_runtime(path: Path, x: np.ndarray, *, optimised: bool = True) -> np.ndar
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def positive(*shape: int) -> np.ndarray:
+    return (RANDOM.random(shape) + 0.5).astype(np.float32)
+
+
+def number(value: Any, dtype: Any = np.float32) -> np.ndarray:
+    return np.array(value, dtype)
+
+
+def compare(
+    folder: Path, model: onnx.ModelProto, x: np.ndarray, tolerance: float = 2e-5, **how: bool
+) -> np.ndarray | None:
+    """The twin computes what ONNX Runtime computes, and its gradient (returned) is finite."""
+    path = save(model, folder)
+    expected = run_runtime(path, x, **how)
+    found, gradient = run_twin(path, x)
+    assert found.dtype == expected.dtype or not np.issubdtype(expected.dtype, np.floating)
+    assert found.shape == expected.shape
+    assert np.allclose(found, expected, rtol=tolerance, atol=tolerance), np.abs(found - expected).max()
+    assert gradient is None or np.isfinite(gradient).all()
+    return gradient

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeprune.robustness.twin import elementwise, windows
 from edgeprune.robustness.twin.elementwise import straight_through
 from edgeprune.robustness.twin.node import Compute, Node, Rule, Unsupported
 from edgeprune.robustness.twin.windows import conv
@@ -157,13 +158,47 @@ def _q_linear_binary(function: Callable[[Tensor, Tensor], Tensor]) -> Rule:
     return rule
 
 
-def _q_global_average(node: Node) -> Compute:
-    node.refuse("channels_last", 0)
-    limits = _limits(node, 4)
+def _q_linear_unary(inner: Rule) -> Rule:
+    """ONNX Runtime's own: a quantised tensor in, the operator on its real values, a quantised tensor out."""
 
-    def compute(x: Tensor, x_scale: Tensor, x_zero: Tensor, y_scale: Tensor, y_zero: Tensor | None = None) -> Tensor:
-        mean = ((_floats(x) - _zero(x_zero)) * x_scale).mean(list(range(2, x.ndim)), keepdim=True)
-        return quantise(mean, y_scale, _zero(y_zero), limits)
+    def rule(node: Node) -> Compute:
+        node.refuse("channels_last", 0)
+        real, limits = inner(node), _limits(node, 4)
+
+        def compute(
+            x: Tensor, x_scale: Tensor, x_zero: Tensor, y_scale: Tensor, y_zero: Tensor | None = None
+        ) -> Tensor:
+            return quantise(real((_floats(x) - _zero(x_zero)) * x_scale), y_scale, _zero(y_zero), limits)
+
+        return compute
+
+    return rule
+
+
+def _q_linear_concat(node: Node) -> Compute:
+    axis, limits = node.integer("axis", 0), _limits(node, 1)
+
+    def compute(y_scale: Tensor, y_zero: Tensor, *tensors: Any) -> Tensor:
+        triples = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+        real = torch.cat([(_floats(x) - _zero(zero)) * scale for x, scale, zero in triples], axis)
+        return quantise(real, y_scale, _zero(y_zero), limits)
+
+    return compute
+
+
+def _q_gemm(node: Node) -> Compute:
+    alpha, first, second = node.real("alpha", 1.0), node.integer("transA", 0), node.integer("transB", 0)
+    limits = _limits(node, 8) if len(node.inputs) > 7 and node.inputs[7] else None
+
+    def compute(*tensors: Any) -> Tensor:
+        a, a_scale, a_zero, b, b_scale, b_zero, bias, y_scale, y_zero = (*tensors, None, None, None)[:9]
+        left = (_floats(a) - _zero(a_zero)) * a_scale
+        columns = 0 if second else 1
+        right = (_floats(b) - _shaped(_zero(b_zero), b, columns, 0)) * _shaped(b_scale, b, columns, 0)
+        product = alpha * ((left.t() if first else left) @ (right.t() if second else right))
+        if bias is not None:
+            product = product + _floats(bias) * alpha * a_scale * b_scale
+        return product if limits is None else quantise(product, y_scale, _zero(y_zero), limits)
 
     return compute
 
@@ -180,8 +215,13 @@ RULES: Mapping[str, Rule] = {
 
 MICROSOFT_RULES: Mapping[str, Rule] = {
     "DequantizeLinear": _dequantize,
+    "QGemm": _q_gemm,
     "QLinearAdd": _q_linear_binary(torch.add),
-    "QLinearGlobalAveragePool": _q_global_average,
+    "QLinearAveragePool": _q_linear_unary(windows.RULES["AveragePool"]),
+    "QLinearConcat": _q_linear_concat,
+    "QLinearGlobalAveragePool": _q_linear_unary(windows.RULES["GlobalAveragePool"]),
+    "QLinearLeakyRelu": _q_linear_unary(elementwise.RULES["LeakyRelu"]),
     "QLinearMul": _q_linear_binary(torch.mul),
+    "QLinearSigmoid": _q_linear_unary(elementwise.RULES["Sigmoid"]),
     "QuantizeLinear": _quantize,
 }
