@@ -207,18 +207,23 @@ def _gradient_bundle(file: Path, path: Path, config: Config) -> ModelBundle:
 
 
 def _form(file: Path, config: Config, session: protocols.Session) -> InputForm:
-    """What images must look like for the file: what it declares itself, else what the settings say."""
-    shape = session.input_shape or config.model.input_shape
+    """What images must look like for the file: what it declares itself, else what the settings say.
+
+    Mean and std are inside the file; bounds and the way of image files to the input shape are not.
+    """
+    said = config.model
+    shape = session.input_shape or said.input_shape
     if shape is None:
         raise UsageError(f"{file} leaves its input size open", hint="give --input-shape C,H,W")
-    if config.model.input_shape not in (None, shape):
+    if said.input_shape not in (None, shape):
         raise UsageError(
-            f"{file} takes images of shape {_words(shape)}, the settings say {_words(config.model.input_shape or ())}",
+            f"{file} takes images of shape {_words(shape)}, the settings say {_words(said.input_shape or ())}",
             hint="leave --input-shape out, or name the file that belongs to the settings",
         )
     names = tuple(map(str, range(_count_logits(file, session, shape))))
-    classes = config.model.classes if len(config.model.classes) == len(names) else names
-    return InputForm(shape, Preprocessing(bounds=config.model.bounds), classes)
+    classes = said.classes if len(said.classes) == len(names) else names
+    pixels = Preprocessing(bounds=said.bounds, fit=said.fit, resize=said.resize, interpolation=said.interpolation)
+    return InputForm(shape, pixels, classes)
 
 
 def _check_same_form(file: Path, session: protocols.Session, bundle: ModelBundle) -> None:
