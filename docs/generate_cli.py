@@ -17,6 +17,27 @@ from edgeprune.errors import ExitCode
 from edgeprune.flags import default_of
 
 HERE = Path(__file__).parent
+HELD = """\
+### Networks that take more than images
+
+A device serves images alone. Every other input of the network's `forward` that has no default is held at one value,
+which becomes a constant of the exported graph and travels with `pruned.pt`. The values stand in an `.npz` under the
+names of the arguments, each for *one* sample, without a batch dimension:
+
+```python
+import numpy
+
+numpy.savez("held.npz", mask=numpy.ones((32, 32)), task=2)
+```
+
+```toml
+[model]
+held = "held.npz"
+image_input = "x"  # the argument that takes the images, where it is not the first
+```
+
+The report names the held inputs. Channels that a held value scales directly, with no layer between, are left alone.
+"""
 INTRODUCTION = """\
 # The command line
 
@@ -48,7 +69,7 @@ def cli_page() -> str:
     """The whole page, as Markdown."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
     parts = [INTRODUCTION, "## Commands\n", *map(_command, commands.values()), _exit_codes(), SETTINGS]
-    return "\n".join([*parts, _settings()])
+    return "\n".join([*parts, _settings(), HELD])
 
 
 def _command(command: Any) -> str:

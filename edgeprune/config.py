@@ -45,9 +45,11 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    arch: str | None = setting(None, "Constructor of a state_dict's network: package.module:callable.")
+    arch: str | None = setting(
+        None, "Constructor of a state_dict's network: package.module:callable or file.py:callable."
+    )
     arch_args: dict[str, Any] = setting({}, "Keyword arguments of that constructor (JSON on the command line).")
-    trust: tuple[str, ...] = setting((), "Import prefixes whose classes a model file may use.")
+    trust: tuple[str, ...] = setting((), "Import prefixes, or Python files, whose classes a model file may use.")
     input_shape: tuple[int, int, int] | None = setting(None, "Channels, height, width of one image.")
     mean: tuple[float, ...] = setting((), "Mean a channel, subtracted inside the exported graph.")
     std: tuple[float, ...] = setting((), "Standard deviation a channel, divided by inside the exported graph.")
@@ -59,6 +61,10 @@ class ModelConfig(Section):
     resize: int | None = setting(None, "Shorter side of an image file before the centre crop, in pixels.", gt=0)
     interpolation: Literal["bilinear", "bicubic"] = setting("bilinear", "How image files are resized.")
     output: str | None = setting(None, "Which output is the logits: a key, or a position from 0.")
+    held: Place | None = setting(
+        None, "An .npz with one sample of every other input, by argument name: held at that value in all files."
+    )
+    image_input: str | None = setting(None, "Which argument of the network takes the images (default: the first).")
     weights_entry: str | None = setting(None, "Entry of a checkpoint that holds the weights.")
 
     @model_validator(mode="after")
@@ -191,6 +197,10 @@ class RunConfig(Section):
 
 
 _GOALS = {"ratio", "macs_ratio", "speedup", "latency_ms"}
+_PATHS = (
+    *(("data", "train"), ("data", "test"), ("run", "out"), ("run", "target")),
+    *(("model", "arch"), ("model", "trust"), ("model", "held")),
+)
 _LIMITS = {
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -272,12 +282,22 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _place(tables: dict[str, dict[str, Any]], folder: Path) -> None:
     """Make the paths in the file's tables relative to the file's folder. In place."""
-    for section, name in (("data", "train"), ("data", "test"), ("run", "out"), ("run", "target"), ("model", "arch")):
+    for section, name in _PATHS:
         value = tables.get(section, {}).get(name)
-        is_file = str(value).partition(":")[0].endswith((".py", ".toml"))
-        is_path = is_file or name == "out" or (section == "data" and ":" not in str(value))  # not module:function
-        if isinstance(value, str) and value and is_path:
-            tables[section][name] = str(folder / value)
+        if isinstance(value, str):
+            tables[section][name] = _placed(section, name, value, folder)
+        elif isinstance(value, list):
+            tables[section][name] = [_placed(section, name, item, folder) for item in value]
+
+
+def _placed(section: str, name: str, value: Any, folder: Path) -> Any:
+    """The value under `folder` where it is a path, and not the name of a module, a profile or a data set."""
+    if section == "data" and str(value).startswith("torchvision:") and str(value).count(":") == 2:
+        kind, place = str(value).rsplit(":", 1)
+        return f"{kind}:{folder / place}"
+    is_file = str(value).partition(":")[0].endswith((".py", ".toml"))
+    is_path = is_file or name in ("out", "held") or (section == "data" and ":" not in str(value))
+    return str(folder / value) if isinstance(value, str) and value and is_path else value
 
 
 def _explain(error: ValidationError, path: Path | None, merged: Tables, flags: Tables) -> UsageError:

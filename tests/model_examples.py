@@ -143,6 +143,35 @@ class Heads(nn.Module):
         return {"logits": self.head(x), "aux": self.aux(x)} if self.form == "dict" else (self.aux(x), self.head(x))
 
 
+class Gated(nn.Module):
+    """Takes a second input, which gates the channels of the first convolution."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.gate = nn.Linear(5, width)
+        self.conv2 = nn.Conv2d(width, 12, 3)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor, context: Tensor, gain: float = 1.0) -> Tensor:
+        x = F.relu(self.conv1(x)) * torch.sigmoid(self.gate(context))[:, :, None, None] * gain
+        return self.head(F.relu(self.conv2(x)).mean((2, 3)))
+
+
+class Conditioned(nn.Module):
+    """Takes images between the number of a task and a mask of pixels; returns a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.tasks = nn.Embedding(3, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, task: Tensor, images: Tensor, *, mask: Tensor) -> dict[str, Tensor]:
+        x = F.relu(self.conv(images * mask[:, None])).mean((2, 3))
+        return {"features": x, "logits": self.head(x * self.tasks(task))}
+
+
 class Lambda(nn.Module):
     """Holds a function without a name: no form of its own as data."""
 

@@ -103,6 +103,23 @@ def test_paths_in_the_file_are_relative_to_the_file(tmp_path: Path, monkeypatch:
     assert config.model.arch == "sub/net.py:Net"
 
 
+def test_files_of_code_and_of_held_inputs_are_relative_to_the_file(tmp_path: Path) -> None:
+    text = (
+        '[model]\narch = "./x/nets.py:build"\ntrust = ["nets.py", "./x/nets.py", "/abs/nets.py", "my.nets"]\n'
+        'held = "held.npz"\n[data]\ntest = "torchvision:CIFAR10:cifar"\n'
+    )
+    config = from_text(tmp_path, text)
+    assert config.model.arch == f"{tmp_path}/x/nets.py:build"
+    assert config.model.trust == (f"{tmp_path}/nets.py", f"{tmp_path}/x/nets.py", "/abs/nets.py", "my.nets")
+    assert config.model.held == tmp_path / "held.npz"
+    assert str(config.data.test) == f"torchvision:CIFAR10:{tmp_path}/cifar"
+
+
+def test_trust_that_is_no_list_is_still_explained(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.trust = .*must be a list of text"):
+        from_text(tmp_path, '[model]\ntrust = "nets.py"\n')
+
+
 def test_names_in_the_file_are_not_paths(tmp_path: Path) -> None:
     text = '[data]\ntrain = "mine.data:train"\n[run]\ntarget = "cpu"\n[model]\narch = "torchvision:resnet18"\n'
     config = from_text(tmp_path, text)

@@ -99,9 +99,10 @@ class Broken(nn.Module):
         ]
 
 
-def test_several_inputs_are_refused():
-    with pytest.raises(ModelError, match="one batch of images alone"):
+def test_several_inputs_ask_for_the_values_of_the_others():
+    with pytest.raises(UsageError, match="needs values for its other inputs: mask") as caught:
         from_module(TwoInputs(), ModelConfig(input_shape=SHAPE))
+    assert "--held" in str(caught.value)
 
 
 @pytest.mark.parametrize(

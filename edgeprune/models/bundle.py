@@ -19,11 +19,12 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import safetensors.torch
-from pydantic import ValidationError
+import torch
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from edgeprune import files
@@ -32,6 +33,7 @@ from edgeprune.models import edits, program
 from edgeprune.models.architecture import check_reference, named_by_file
 from edgeprune.models.building import build
 from edgeprune.models.encoding import Encoder, Json, Opaque, decode
+from edgeprune.models.inputs import HeldInputs
 from edgeprune.models.outputs import SelectedOutput
 from edgeprune.models.probing import digest
 from edgeprune.models.trust import Trust
@@ -41,10 +43,15 @@ from edgeprune.types import Architecture, ModelBundle, Preprocessing
 MANIFEST, WEIGHTS = "edgeprune.json", "weights.safetensors"
 _STAMP = (1980, 1, 1, 0, 0, 0)
 Form = Literal["constructor", "module", "program"]
+Name = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]
 
 
 class Manifest(Record):
-    """`edgeprune.json` of a bundle. `network` and `objects` are what `form` says how to read."""
+    """`edgeprune.json` of a bundle. `network` and `objects` are what `form` says how to read.
+
+    `output`, `image_input` and `held` name what stands around the constructor's network; the other forms describe it
+    with the rest.
+    """
 
     format: Literal["edgeprune-bundle"] = "edgeprune-bundle"
     format_version: Literal["1"] = "1"
@@ -63,6 +70,8 @@ class Manifest(Record):
     resize: int | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     output: str | None = None
+    image_input: str | None = None
+    held: tuple[Name, ...] = ()
     classes: tuple[str, ...]
     digest: Sha256
     plan: PrunePlan | None
@@ -149,10 +158,21 @@ def _as_edits(bundle: ModelBundle, encoder: Encoder) -> Json:
     except TypeError as error:
         raise Opaque(f"the constructor's arguments are not JSON: {error}") from error
     fresh = named_by_file(architecture, _all_of(bundle.module), architecture.reference, "the bundle")
-    module = bundle.module.module if isinstance(bundle.module, SelectedOutput) else bundle.module
-    if type(fresh) is not type(module):
+    module = _without_choice(bundle.module)
+    if type(fresh) is not type(module.module if isinstance(module, HeldInputs) else module):
         raise Opaque("the constructor makes another class")
+    if isinstance(module, HeldInputs):
+        fresh = _holding(fresh, module.image_input, module.held)
     return edits.difference(fresh, module, encoder)
+
+
+def _without_choice(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, SelectedOutput) else module
+
+
+def _holding(module: nn.Module, image_input: str | None, held: tuple[str, ...]) -> nn.Module:
+    """The module behind inputs whose values are still to come, as edits."""
+    return HeldInputs(module, image_input, {name: torch.empty(0) for name in held}).eval()
 
 
 def _rebuild(manifest: Manifest, tensors: Mapping[str, Tensor], trust: Trust, path: str, arch: str | None) -> nn.Module:
@@ -163,12 +183,15 @@ def _rebuild(manifest: Manifest, tensors: Mapping[str, Tensor], trust: Trust, pa
         return module
     architecture = Architecture(manifest.kind, manifest.reference, manifest.arguments)
     module = named_by_file(architecture, trust, arch, path)
+    if manifest.held or manifest.image_input:
+        module = _holding(module, manifest.image_input, manifest.held)
     edits.apply(manifest.network, module, manifest.objects, tensors, trust, path)
     return (module if manifest.output is None else SelectedOutput(module, manifest.output)).eval()
 
 
 def _manifest(bundle: ModelBundle, form: Form, network: Json, objects: list[Json], plan: PrunePlan | None) -> Manifest:
     architecture, preprocessing = bundle.architecture, bundle.preprocessing
+    inner = _without_choice(bundle.module)
     return Manifest(
         made_with=_versions(architecture.reference),
         form=form,
@@ -185,6 +208,8 @@ def _manifest(bundle: ModelBundle, form: Form, network: Json, objects: list[Json
         resize=preprocessing.resize,
         interpolation=preprocessing.interpolation,
         output=bundle.module.key if isinstance(bundle.module, SelectedOutput) else None,
+        image_input=inner.image_input if isinstance(inner, HeldInputs) else None,
+        held=inner.held if isinstance(inner, HeldInputs) else (),
         classes=bundle.classes,
         digest=bundle.digest,
         plan=plan,

@@ -16,6 +16,7 @@ from edgeprune.models import bundle as bundles
 from edgeprune.models import checkpoint, pickles, program
 from edgeprune.models.architecture import named_by_user
 from edgeprune.models.building import build
+from edgeprune.models.inputs import with_held_inputs
 from edgeprune.models.outputs import SelectedOutput
 from edgeprune.models.preprocessing import check_channels
 from edgeprune.models.probing import count_classes, digest, missing_shape, settle
@@ -141,9 +142,10 @@ def _bundle(
     shape = input_shape or settings.input_shape or said.shape
     if shape is None:
         raise missing_shape(module, str(path))
-    if settings.output is not None:
-        inner = module.module if isinstance(module, SelectedOutput) else module
-        module = SelectedOutput(inner, settings.output).eval()
+    inner, output = (module.module, module.key) if isinstance(module, SelectedOutput) else (module, None)
+    module, output = with_held_inputs(inner, settings, str(path)), settings.output or output
+    if output is not None:
+        module = SelectedOutput(module, output).eval()
     count = count_classes(module, shape, str(path))
     classes = settings.classes or (said.classes if len(said.classes) == count else tuple(map(str, range(count))))
     if len(classes) != count:

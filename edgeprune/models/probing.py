@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import ModelError, UsageError
+from edgeprune.models.inputs import held_in
 from edgeprune.models.outputs import describe
 from edgeprune.types import Shape
 
-_ONE_INPUT = "wrap it in a module whose forward takes images and fills in the rest"
+_ONE_INPUT = "hold its other inputs with --held, or wrap it in a module whose forward takes images alone"
 
 
 def digest(module: nn.Module) -> str:
@@ -55,8 +56,9 @@ def count_classes(module: nn.Module, shape: Shape, path: str) -> int:
                 f"the network of {path} does not take one batch of images alone", where=str(error), hint=_ONE_INPUT
             ) from error
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        beside = "".join(f", with {name} held as {size}" for name, size in held_in(module).items())
         raise UsageError(
-            f"the network does not take images of shape {','.join(map(str, shape))} (channels, height, width)",
+            f"the network does not take images of shape {','.join(map(str, shape))} (channels, height, width){beside}",
             where=f"{_layer_of(error)}{reason[:200]}",
             hint=_advice(module, shape),
         ) from error
@@ -103,4 +105,9 @@ def _advice(module: nn.Module, shape: Shape) -> str:
     channels = suggested_channels(module)
     if channels is not None and channels != shape[0]:
         return f"its first convolution takes {channels} channels: --input-shape {channels},{shape[1]},{shape[2]}?"
-    return "set --input-shape to what it was trained on"
+    held = held_in(module)
+    batched = next((name for name, size in held.items() if size[:1] == (1,)), None)
+    if batched is not None:
+        return f"{batched} is {held[batched]}: held inputs are for one sample, without a batch dimension"
+    either = "check --input-shape, and the shapes of what is held" if held else "set --input-shape"
+    return f"{either} to what it was trained on"
