@@ -84,23 +84,14 @@ def finish(run: Run, found: Found) -> Report:
     from edgeprune.reporting import render
 
     attacked = not isinstance(found.robustness, Unmeasured)
-    bundle, budget = run.bundle, run.config.budget
+    budget = run.config.budget
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=run.command,
         seed=run.config.run.seed,
         environment=environment(),
         target=run.profile.info(run.config.latency.runtimes[0]),
-        model=ModelInfo(
-            name=Path(bundle.source).name,
-            file_sha256=run.file_sha256,
-            digest=bundle.digest,
-            input_shape=bundle.input_shape,
-            classes=bundle.classes,
-            mean=bundle.preprocessing.mean,
-            std=bundle.preprocessing.std,
-            bounds=bundle.preprocessing.bounds,
-        ),
+        model=_model_info(run),
         data=tuple(_split_info(split) for split in (run.train, run.test) if split),
         plan=found.planned.plan,
         layers=found.planned.layers,
@@ -158,6 +149,26 @@ def _remove_report(folder: Path) -> None:
     for name in (REPORT, EVIDENCE, *FORMATS.values()):
         with writing(folder / name):
             (folder / name).unlink(missing_ok=True)
+
+
+def _model_info(run: Run) -> ModelInfo:
+    from edgeprune.models.inputs import held_in
+
+    bundle, pixels = run.bundle, run.bundle.preprocessing
+    return ModelInfo(
+        name=Path(bundle.source).name,
+        file_sha256=run.file_sha256,
+        digest=bundle.digest,
+        input_shape=bundle.input_shape,
+        classes=bundle.classes,
+        mean=pixels.mean,
+        std=pixels.std,
+        bounds=pixels.bounds,
+        fit=pixels.fit,
+        resize=pixels.resize,
+        interpolation=pixels.interpolation,
+        held=tuple(held_in(bundle.module)),
+    )
 
 
 def _split_info(split: Split) -> SplitInfo:

@@ -415,7 +415,11 @@ class Environment(Record):
 
 
 class ModelInfo(Record):
-    """The network that came in."""
+    """The network that came in.
+
+    `fit`, `resize` and `interpolation` say how image files became pixels; `held` names the inputs beside the images,
+    which every file holds at one value (the values are part of the digest).
+    """
 
     name: str
     file_sha256: Sha256
@@ -425,6 +429,10 @@ class ModelInfo(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bounds: tuple[float, float]
+    fit: Literal["exact", "crop", "squash"] = "exact"
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    held: tuple[str, ...] = ()
 
 
 class SplitInfo(Record):

@@ -359,14 +359,17 @@ class Run:
     def _model_key(self) -> dict[str, Any]:
         """What the network is, for a stage's inputs; with the versions, since others may compute otherwise.
 
-        Equal weights in another architecture, or behind code that was edited, are another network.
+        Equal weights in another architecture, behind code that was edited, or with another output are another network.
         """
         import torch
+
+        from edgeprune.models.inputs import ends_of
 
         return {
             "digest": self.bundle.digest,
             "architecture": dataclasses.asdict(self.bundle.architecture),
             "code": code_of(self.bundle.module),
+            "ends": ends_of(self.bundle.module),
             "torch": torch.__version__,
             "input": self.bundle.input_shape,
             "preprocessing": dataclasses.asdict(self.bundle.preprocessing),

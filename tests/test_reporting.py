@@ -39,7 +39,7 @@ from edgeprune.reporting.html import commands, html, moment, sentence, tight
 from edgeprune.reporting.junit import junit
 from edgeprune.reporting.markdown import code, markdown, text
 from edgeprune.reporting.terminal import plain, print_summary, print_verdict
-from edgeprune.reporting.view import changes, flips, headline
+from edgeprune.reporting.view import changes, fitting, flips, headline
 
 GOLDEN = Path(__file__).parent / "golden"
 BUDGET = BudgetConfig.model_validate(
@@ -358,6 +358,25 @@ def test_small_text_filters() -> None:
 def test_markdown_is_as_it_was(golden: str, name: str) -> None:
     """To accept a change: write the rendering over the golden file and read the difference."""
     assert markdown(EVERY[name]) == (GOLDEN / golden).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, ""),
+        ({"fit": "squash", "interpolation": "bicubic"}, "image files squashed (bicubic)"),
+        ({"fit": "crop"}, "image files cropped at the centre"),
+        (
+            {"fit": "crop", "resize": 36, "held": ("mask", "angle")},
+            "image files resized to 36 (bilinear), cropped at the centre; held at one value: mask, angle",
+        ),
+    ],
+)
+def test_the_way_of_image_files_to_the_input_is_told(model: dict[str, object], words: str) -> None:
+    report = example_report(model=example_model(**model))
+    assert fitting(report.model) == words
+    for rendering in (html(report), markdown(report)):
+        assert (words in rendering) if words else ("image files" not in rendering and "held at" not in rendering)
 
 
 def test_markdown_fits_a_comment_however_much_was_left_alone() -> None:

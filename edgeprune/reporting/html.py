@@ -31,6 +31,7 @@ def html(report: Report) -> str:
             head=view.headline(report.verdict),
             rows=view.judged(report.verdict),
             tiles=tiles(report),
+            fitting=view.fitting(report.model),
             changes=view.changes(report),
             flips=view.flips(report),
             tradeoff=figures.tradeoff(report),

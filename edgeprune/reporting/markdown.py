@@ -10,7 +10,7 @@ import re
 
 from edgeprune.records import Report, Unmeasured
 from edgeprune.reporting import numbers as n
-from edgeprune.reporting.view import Change, Figure, changes, flips, headline, judged, remedies, threat
+from edgeprune.reporting.view import Change, Figure, changes, fitting, flips, headline, judged, remedies, threat
 
 _MARKS = {"passed": "✅", "failed": "❌", "inconclusive": "⚠️", "no budgets": "⚪"}
 _MANY = 12
@@ -120,6 +120,7 @@ def _provenance(report: Report) -> str:
     environment = report.environment
     facts = [
         f"- Network: {code(report.model.name)}, sha256 `{report.model.file_sha256}`",
+        *([f"- Input: {text(fitting(report.model))}"] if fitting(report.model) else []),
         *(
             f"- {item.role} data: {code(item.name)}, {item.samples:,} images, digest `{n.short(item.digest)}`"
             for item in report.data

@@ -14,6 +14,7 @@ from edgeprune.records import (
     GateRow,
     Interval,
     LatencyComparison,
+    ModelInfo,
     PairedDrop,
     Proportion,
     PrunePlan,
@@ -157,6 +158,18 @@ def flips(report: Report) -> tuple[Flips, ...]:
 def threat(model: ThreatModel) -> str:
     """The threat model in a phrase: "pgd, linf 8/255, 40 steps, 2 restarts"."""
     return f"{model.attack}, {model.norm} {model.epsilon}, {effort(model)}"
+
+
+def fitting(model: ModelInfo) -> str:
+    """How image files became the input, and what was held beside them; empty where there was nothing to do."""
+    resized = f"resized to {model.resize} ({model.interpolation}), " if model.resize else ""
+    ways = {
+        "exact": "",
+        "crop": f"image files {resized}cropped at the centre",
+        "squash": f"image files squashed ({model.interpolation})",
+    }
+    held = f"held at one value: {', '.join(model.held)}" if model.held else ""
+    return "; ".join(part for part in (ways[model.fit], held) if part)
 
 
 def goal(plan: PrunePlan) -> str:
