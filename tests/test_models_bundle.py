@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import model_examples as examples
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,20 +17,28 @@ import edgeprune
 from edgeprune.config import ModelConfig
 from edgeprune.errors import ModelError, UntrustedModelError, UsageError
 from edgeprune.models import digest, from_module
+from edgeprune.pruning.criteria import l2
+from edgeprune.pruning.graph import trace
+from edgeprune.pruning.plan import allocate, apply, make_plan
+from edgeprune.types import Goal
 
 HERE = Path(__file__).parent
 SHAPE = (3, 8, 8)
 TRUST = ModelConfig(trust=("model_examples",))
 
 FRESH = """
-import sys, torch
+import json, sys, torch
 torch.set_num_threads(1)
 import edgeprune
 from edgeprune.config import ModelConfig
-images, logits = torch.load(sys.argv[2])
-bundle = edgeprune.load(sys.argv[1], ModelConfig(trust=tuple(sys.argv[3:])))
-with torch.no_grad():
-    assert torch.equal(bundle.module(images), logits)
+equal = {}
+for name in sys.argv[2:]:
+    images, logits = torch.load(f"{sys.argv[1]}/{name}.expected")
+    trust = () if name.endswith("program") else ("model_examples",)
+    with torch.no_grad():
+        module = edgeprune.load(f"{sys.argv[1]}/{name}.pt", ModelConfig(trust=trust)).module
+        equal[name] = all(torch.equal(module(images[:n]), logits[n]) for n in logits)
+print(json.dumps(equal))
 """
 
 
@@ -41,23 +50,98 @@ def form_of(path):
     return json.loads(zipfile.ZipFile(path).read("edgeprune.json"))["form"]
 
 
-def reload_in_fresh_process(path, module, trust):
-    images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+def reload_in_fresh_process(folder, modules):
+    """Name -> whether NAME.pt, opened in a process of its own, computes bit for bit what `modules[name]` does.
+
+    A name that ends in "program" is opened without trust in anything.
+    """
+    images = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.save((images, module(images)), path.with_suffix(".expected"))
-    code = [sys.executable, "-c", FRESH, str(path), str(path.with_suffix(".expected")), *trust]
+        for name, module in modules.items():
+            torch.save((images, {n: module(images[:n]) for n in (1, 3, 8)}), folder / f"{name}.expected")
+    code = [sys.executable, "-c", FRESH, str(folder), *modules]
     done = subprocess.run(code, cwd=HERE, capture_output=True, text=True, env={"PYTHONPATH": str(HERE)}, check=False)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["residual", "mobile", "dense", "vit", "grouped"])
-def test_pruned_network_is_bit_equal_in_a_fresh_process(kind, tmp_path):
-    cls = examples.KINDS[kind]
-    module = examples.pruned(examples.seeded(cls))
-    assert sum(p.numel() for p in module.parameters()) < 0.8 * sum(p.numel() for p in cls().parameters())
-    edgeprune.save(bundle_of(module, f"model_examples:{cls.__name__}"), tmp_path / "pruned.pt")
-    assert form_of(tmp_path / "pruned.pt") == "constructor"
-    reload_in_fresh_process(tmp_path / "pruned.pt", module, ["model_examples"])
+def cut_by_edgeprune(bundle):
+    """The bundle without half of the channels of every group that edgeprune itself finds and proves."""
+    graph, goal = trace(bundle), Goal("ratio", 0.5)
+    scores = l2(bundle, graph, None, seed=0)
+    plan = make_plan(bundle, graph, scores, allocate(graph, scores, goal, 1), goal, 1, 0)
+    return apply(plan, bundle, graph)
+
+
+FAMILIES = {"residual": "stem", "mobile": "features.3", "dense": "layers.1", "vit": "mlp.1", "grouped": "conv2"}
+"""Family -> a layer that must have lost channels: a residual sum, a depthwise convolution, a concatenation, an MLP, and
+a grouped convolution."""
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """Pruned networks by name, their bundles NAME.pt in `folder`, and what a fresh process said of each."""
+
+    folder: Path
+    pruned: dict
+    equal: dict
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory):
+    """Every kind of pruned network in every form, opened again in one process."""
+    folder = tmp_path_factory.mktemp("reloaded")
+    np.savez(folder / "held.npz", context=np.linspace(-1, 1, 5))
+    held = {"held": folder / "held.npz"}
+    bundles = {}
+    for kind in FAMILIES:
+        cls = examples.KINDS[kind]
+        for form, arch in (("constructor", f"model_examples:{cls.__name__}"), ("module", None)):
+            bundles[f"{kind}-{form}"] = cut_by_edgeprune(bundle_of(examples.seeded(cls), arch))
+    for form, arch in (("constructor", "model_examples:Gated"), ("module", None)):
+        bundles[f"held-{form}"] = cut_by_edgeprune(bundle_of(examples.seeded(examples.Gated), arch, **held))
+    opaque = examples.seeded(examples.Gated)
+    opaque.nameless = lambda x: x
+    bundles["held-program"] = cut_by_edgeprune(bundle_of(opaque, **held))
+    for kind in ("mobile", "vit"):  # torch-pruning cuts the attention's heads, too
+        cls = examples.KINDS[kind]
+        cut = examples.pruned(examples.seeded(cls))
+        bundles[f"torch-pruning-{kind}-constructor"] = bundle_of(cut, f"model_examples:{cls.__name__}")
+    bundles["opaque-program"] = bundle_of(examples.pruned(examples.seeded(examples.Lambda)))
+    for name, bundle in bundles.items():
+        edgeprune.save(bundle, folder / f"{name}.pt")
+    pruned = {name: bundle.module for name, bundle in bundles.items()}
+    return Reloaded(folder, pruned, reload_in_fresh_process(folder, pruned))
+
+
+@pytest.mark.parametrize("form", ["constructor", "module"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_pruned_family_is_bit_equal_in_a_fresh_process(kind, form, reloaded):
+    name = f"{kind}-{form}"
+    before = examples.KINDS[kind]().get_submodule(FAMILIES[kind])
+    after = reloaded.pruned[name].get_submodule(FAMILIES[kind])
+    assert after.weight.shape[0] == before.weight.shape[0] / 2
+    assert form_of(reloaded.folder / f"{name}.pt") == form
+    assert reloaded.equal[name]
+
+
+@pytest.mark.parametrize("form", ["constructor", "module", "program"])
+def test_pruned_network_with_a_held_input_is_bit_equal_in_a_fresh_process(form, reloaded):
+    name = f"held-{form}"
+    assert reloaded.pruned[name].module.gate.out_features == 8
+    assert form_of(reloaded.folder / f"{name}.pt") == form
+    assert reloaded.equal[name]
+
+
+@pytest.mark.parametrize("kind", ["mobile", "vit"])
+def test_network_that_torch_pruning_cut_is_bit_equal_in_a_fresh_process(kind, reloaded):
+    assert form_of(reloaded.folder / f"torch-pruning-{kind}-constructor.pt") == "constructor"
+    assert reloaded.equal[f"torch-pruning-{kind}-constructor"]
+
+
+def test_network_without_a_form_of_its_own_becomes_a_program(reloaded):
+    assert form_of(reloaded.folder / "opaque-program.pt") == "program"
+    assert reloaded.equal["opaque-program"]
 
 
 @pytest.mark.parametrize("kind", ["residual", "mobile", "dense", "vit", "grouped", "tied"])
@@ -71,13 +155,6 @@ def test_whole_module_is_saved_without_its_constructor(kind, tmp_path):
     images = torch.rand(2, *SHAPE)
     assert torch.equal(again.module(images), module(images))
     assert again.digest == bundle.digest
-
-
-def test_network_without_a_form_of_its_own_becomes_a_program(tmp_path):
-    module = examples.pruned(examples.seeded(examples.Lambda))
-    edgeprune.save(bundle_of(module), tmp_path / "pruned.pt")
-    assert form_of(tmp_path / "pruned.pt") == "program"
-    reload_in_fresh_process(tmp_path / "pruned.pt", module, [])
 
 
 def test_program_keeps_its_layers_and_can_be_saved_again(tmp_path):
