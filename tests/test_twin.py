@@ -1,5 +1,6 @@
 """The twin of whole networks: parity and gradients, layouts and batches, and what is refused."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -92,6 +93,15 @@ def test_file_for_one_image_takes_three(tmp_path, name):
     assert check(twin, served(path, twin), x) < 1e-5
     expected = gradient(original, x)
     assert torch.allclose(gradient(twin.module, x), expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_copy_runs_on_another_device(tmp_path, name):
+    """The device "meta" has shapes and no numbers, and refuses tensors of the CPU, as a GPU does."""
+    twin = build(exported(seeded(NETWORKS[name]).eval(), tmp_path, dynamo=False))
+    moved = copy.deepcopy(twin.module).to("meta")
+    assert moved(torch.zeros(3, *SHAPE, device="meta")).shape == (3, twin.classes)
+    assert twin.module(torch.zeros(1, *SHAPE)).device.type == "cpu"
 
 
 def test_batch_norm_becomes_part_of_the_convolution(tmp_path):

@@ -52,6 +52,13 @@ def test_foreign_file_falls_as_our_own_does(project: Path, edgeprune: Command) -
     assert theirs["sha256"] != ours["sha256"]
 
 
+def test_source_of_the_gradients_is_printed(project: Path, edgeprune: Command) -> None:
+    said = edgeprune("attack", "run/model.onnx")
+    assert "gradients from the twin of the file (parity " in said.out
+    said = edgeprune("attack", "run/model.onnx", "--gradients", "run/pruned.pt")
+    assert "gradients from the torch module that was exported" in said.out
+
+
 def test_file_alone_is_enough(
     project: Path, edgeprune: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

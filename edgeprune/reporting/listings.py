@@ -88,6 +88,7 @@ def print_attacked(found: Attacked, console: Console) -> None:
         f"{threat.samples} images, seed {threat.seed}"
     )
     console.print(f"judged by {found.runtime.name} {found.runtime.version}, {found.runtime.precision}")
+    console.print(f"gradients from the {result.gradient_source.removeprefix('the ')}", markup=False)
     console.print(f"clean accuracy   {_share(result.clean)}", markup=False)
     console.print(f"robust accuracy  {_share(result.robust)}", markup=False)
     console.print(

@@ -198,18 +198,19 @@ def before_softmax(steps: Iterable[Step], output: str) -> str:
 
 
 class Graph(nn.Module):
-    """A program that runs. Floating constants are its buffers; whole numbers stay on the CPU, as shapes do."""
+    """A program that runs. Floating constants are its buffers; whole numbers, shapes and scales stay on the CPU."""
 
     def __init__(self, compiled: Compiled, input: str, output: str) -> None:
         super().__init__()
         self._program = _trimmed(compiled.steps, output)
         self._input = input
         wanted = {output, *(name for step in self._program.steps for name in step.reads)}
+        stay = _read_as_numbers(self._program)
         self._names: dict[str, str] = {}
         self._numbers: dict[str, Tensor] = {}
         for name in sorted(wanted & compiled.constants.keys()):
             tensor = compiled.constants[name]
-            if not tensor.is_floating_point():
+            if name in stay or not tensor.is_floating_point():
                 self._numbers[name] = tensor
                 continue
             self._names[name] = f"constant_{len(self._names)}"
@@ -243,6 +244,18 @@ class Graph(nn.Module):
             values.update(zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=False))
             for name in step.frees:
                 del values[name]
+
+
+def _read_as_numbers(program: Program) -> set[str]:
+    """Names that are read as numbers only (scales, fill values): on a device they would be fetched every time."""
+    numbers: set[str] = set()
+    others: set[str] = {program.output}
+    for step in program.steps:
+        places = host_inputs(step.node)
+        numbers.update(name for place, name in enumerate(step.node.inputs) if place in places)
+        others.update(name for place, name in enumerate(step.node.inputs) if place not in places)
+        others.update(name for part in step.branches for inner in part.steps for name in inner.reads)
+    return numbers - others
 
 
 def _together(node: Node, given: list[Any], device: torch.device) -> list[Any]:
