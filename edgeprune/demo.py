@@ -34,12 +34,12 @@ train = "train.npz"                   # importance, calibration, recovery
 test = "test.npz"                     # every number in the report
 
 [prune]
-macs_ratio = 0.4                      # keep 40 % of the multiply-accumulates
+macs_ratio = 0.5                      # keep half of the multiply-accumulates
 criterion = "taylor"
 
 [recover]
 recipe = "distill"                    # the dense network teaches the pruned one
-epochs = 6
+epochs = 12
 
 [attack]
 norm = "linf"

@@ -14,23 +14,22 @@ from edgeprune import cli, files
 from edgeprune.runfolder import RunFolder
 
 TARGET = sys.argv[1]
-current = "report"  # what is written outside of every stage
+at_work = ["report"]  # the stage; what is written outside of every stage is the report
 stage, fsync = RunFolder.stage, os.fsync
 
 
 def watched(self: RunFolder, name: str, kind: Any, inputs: Any, work: Any) -> Any:
     """`RunFolder.stage`, noting which stage is at work."""
-    global current
-    current = name
+    at_work.append(name)
     try:
         return stage(self, name, kind, inputs, work)
     finally:
-        current = "report"
+        at_work.pop()
 
 
 def fatal(descriptor: int) -> None:
     """`os.fsync`, or the end."""
-    if current == TARGET:
+    if at_work[-1] == TARGET:
         os.kill(os.getpid(), signal.SIGKILL)
     fsync(descriptor)
 

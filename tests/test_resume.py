@@ -25,7 +25,9 @@ def run(folder: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
     """`edgeprune compress model.pt` in a process of its own, in `folder`; `prefix` replaces ``-m edgeprune.cli``."""
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *(prefix or ("-m", "edgeprune.cli")), "compress", "model.pt"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
 
 
 @pytest.fixture(scope="module")
