@@ -1,0 +1,176 @@
+"""edgeprune's `standard` against pyautoattack and torchattacks' AutoAttack: same network, same images, one run.
+
+    python benchmarks/attack.py --model model.onnx --data test.npz --eps 8/255 [--norm l2] [--samples 100]
+        [--module package.module:function] [--threads 1] [--seed 0] [--json attack.json]
+
+Ours attacks the ONNX file: verdicts from ONNX Runtime, gradients from the file's twin. The others attack a torch module
+that takes pixels: the one that the function of `--module` returns, else the twin itself. Their adversarials are judged
+by that module, as they judge them. Reported: clean and robust accuracy, agreement image by image with pyautoattack,
+wall and processor seconds. A package that is not installed is left out and named: `pip install pyautoattack`.
+torchattacks' AutoAttack runs 10-step parts, so what it calls robust is an overestimate; it is here to show by how much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeprune import protocols
+from edgeprune.data import open_split
+from edgeprune.robustness.evaluate import attack_subset
+from edgeprune.robustness.norms import distances
+from edgeprune.robustness.second_look import EPSILON_SLACK
+from edgeprune.robustness.twin import gradients_of, twin_of
+from edgeprune.robustness.verdicts import predictions
+from edgeprune.single import open_file
+from edgeprune.types import AttackBudget, InputForm, Preprocessing, Victim
+
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+class Bench:
+    """One file, its images, and the module that the others attack."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.norm, self.epsilon, self.seed = arguments.norm, float(Fraction(arguments.eps)), arguments.seed
+        _, session = open_file(arguments.model, arguments.threads)
+        twin = twin_of(arguments.model)
+        form = InputForm(twin.layout.shape, Preprocessing(), tuple(map(str, range(twin.classes))))
+        split = attack_subset(open_split(arguments.data, "test", form), arguments.samples, arguments.seed)
+        pixels = np.array(split.source.read(split.ids), np.float32)
+        self.images, self.labels = torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(split.labels())
+        source = gradients_of(twin, arguments.model, session, pixels[:16], Preprocessing())
+        self.victim = Victim(source.session.logits, source.module, (0.0, 1.0))
+        self.module = made(arguments.module) if arguments.module else source.module
+        self.classes = twin.classes
+
+    def ours(self) -> Tensor:
+        """Bool (N,), wrong under attack in ONNX Runtime: clean mistakes count."""
+        attack: protocols.Attack = protocols.find("attack", "standard")
+        budget = AttackBudget(self.norm, self.epsilon, 100, 1, self.seed)
+        return attack(self.victim, self.images, self.labels, budget, progress=lambda _text, _share: None).fell
+
+    def pyautoattack(self) -> Tensor:
+        """The public code, standard version."""
+        import pyautoattack
+
+        logging.getLogger("auto-attack").setLevel(logging.ERROR)
+        attack = pyautoattack.AutoAttack(self.module, norm=NORMS[self.norm], eps=self.epsilon, seed=self.seed)
+        found, _ = attack.run_standard_evaluation(self.images.clone(), self.labels.clone(), batch_size=250)
+        return self._wrong(found)
+
+    def torchattacks(self) -> Tensor:
+        """What torchattacks calls AutoAttack, with its defaults."""
+        import torchattacks
+
+        settings: dict[str, Any] = {"norm": NORMS[self.norm], "eps": self.epsilon, "n_classes": self.classes}
+        with contextlib.redirect_stdout(sys.stderr):
+            attack = torchattacks.AutoAttack(self.module, seed=self.seed, **settings)
+            attack.set_device(torch.device("cpu"))
+            return self._wrong(attack(self.images.clone(), self.labels.clone()).detach())
+
+    def _wrong(self, found: Tensor) -> Tensor:
+        near = distances(found.numpy(), self.images.numpy(), self.norm) <= self.epsilon + EPSILON_SLACK
+        with torch.no_grad():
+            wrong = self.module(found).argmax(1) != self.labels
+            clean = self.module(self.images).argmax(1) != self.labels
+        return clean | (wrong & torch.from_numpy(near))
+
+
+def made(name: str) -> nn.Module:
+    """What `package.module:function` returns, in eval mode."""
+    module, _, function = name.partition(":")
+    network: nn.Module = getattr(importlib.import_module(module), function)()
+    return network.eval()
+
+
+def timed(attack: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
+    """What it found, its wall seconds, and its processor seconds (which other processes disturb less)."""
+    wall, processor = time.perf_counter(), time.process_time()
+    fell = attack()
+    return fell, time.perf_counter() - wall, time.process_time() - processor
+
+
+def rows(bench: Bench, chosen: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One row an attack, ours first."""
+    found: list[dict[str, Any]] = []
+    fallen: dict[str, Tensor] = {}
+    for name in chosen:
+        if name != "ours" and importlib.util.find_spec(name) is None:
+            found.append({"attack": name, "missing": f"not installed: pip install {name}"})
+            continue
+        fallen[name], wall, processor = timed(getattr(bench, name))
+        robust = float((~fallen[name]).double().mean())
+        found.append({"attack": name, "robust": robust, "wall_s": wall, "processor_s": processor})
+    reference = fallen.get("pyautoattack")
+    for row in found:
+        if reference is not None and "robust" in row:
+            row["agreement"] = float((fallen[row["attack"]] == reference).double().mean())
+            row["stood_but_fell_there"] = int((~fallen[row["attack"]] & reference).sum())
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows in columns, for people."""
+    what = f"{result['model']}  {result['norm']} {result['eps']}  {result['samples']} images"
+    lines = [f"{what}  clean {result['clean']:.2%}"]
+    lines.append(f"{'attack':<14}{'robust':>9}{'agreement':>11}{'wall s':>9}{'cpu s':>9}")
+    for row in result["rows"]:
+        if "missing" in row:
+            lines.append(f"{row['attack']:<14}{row['missing']}")
+            continue
+        agreement = f"{row['agreement']:.2%}" if "agreement" in row else "-"
+        times = f"{row['wall_s']:>9.1f}{row['processor_s']:>9.1f}"
+        lines.append(f"{row['attack']:<14}{row['robust']:>9.2%}{agreement:>11}{times}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="the ONNX file")
+    parser.add_argument("--data", type=Path, required=True, help="images and labels (.npz)")
+    parser.add_argument("--module", help="package.module:function, whose network the others attack (default: the twin)")
+    parser.add_argument("--eps", required=True)
+    parser.add_argument("--norm", choices=tuple(NORMS), default="linf")
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attacks", default="ours,pyautoattack,torchattacks")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments)
+    clean = predictions(bench.victim.logits(bench.images.numpy())) == bench.labels.numpy()
+    result = {
+        "model": arguments.model.name,
+        "norm": arguments.norm,
+        "eps": arguments.eps,
+        "samples": len(bench.labels),
+        "threads": arguments.threads,
+        "seed": arguments.seed,
+        "others_attack": arguments.module or "the twin",
+        "torch": torch.__version__,
+        "clean": float(clean.mean()),
+        "rows": rows(bench, tuple(arguments.attacks.split(","))),
+    }
+    print(table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
