@@ -1,0 +1,71 @@
+"""What crosses a file boundary: plans, artifacts, measurements, reports, verdicts.
+
+Every record is frozen, refuses unknown keys, round-trips through JSON and has a JSON Schema. A number stands
+beside the file (sha256), runtime, precision, target and data that it belongs to; what was not measured is an
+`Unmeasured` with its reason, never a default.
+"""
+
+from edgeprune.records.artifacts import AccuracyComparison, Artifact, Parity, RuntimeInfo
+from edgeprune.records.base import (
+    SCHEMA_VERSION,
+    Interval,
+    PairedDrop,
+    Proportion,
+    Record,
+    Sha256,
+    Side,
+    Unmeasured,
+    read_record,
+)
+from edgeprune.records.latency import (
+    BlockSamples,
+    LatencyComparison,
+    LatencyFile,
+    LatencyRequest,
+    LatencyStats,
+    QuickRatio,
+    Ratio,
+)
+from edgeprune.records.plan import GroupPlan, PrunePlan, RefusalRecord
+from edgeprune.records.report import Environment, LayerChange, ModelInfo, RecoveryInfo, Report, SplitInfo, TargetInfo
+from edgeprune.records.robustness import AttackedFile, AttackPart, RobustnessComparison, ThreatModel
+from edgeprune.records.verdict import GateRow, Verdict
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AccuracyComparison",
+    "Artifact",
+    "AttackPart",
+    "AttackedFile",
+    "BlockSamples",
+    "Environment",
+    "GateRow",
+    "GroupPlan",
+    "Interval",
+    "LatencyComparison",
+    "LatencyFile",
+    "LatencyRequest",
+    "LatencyStats",
+    "LayerChange",
+    "ModelInfo",
+    "PairedDrop",
+    "Parity",
+    "Proportion",
+    "PrunePlan",
+    "QuickRatio",
+    "Ratio",
+    "Record",
+    "RecoveryInfo",
+    "RefusalRecord",
+    "Report",
+    "RobustnessComparison",
+    "RuntimeInfo",
+    "Sha256",
+    "Side",
+    "SplitInfo",
+    "TargetInfo",
+    "ThreatModel",
+    "Unmeasured",
+    "Verdict",
+    "read_record",
+]

@@ -1,0 +1,92 @@
+"""What all records share: frozen, no unknown keys, stable JSON; counts with their intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeprune.errors import UsageError
+
+SCHEMA_VERSION: Final = "1"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Literal["dense", "compressed"]
+R = TypeVar("R", bound="Record")
+
+
+class Record(BaseModel):
+    """Base of everything that is written to a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """Stable JSON: keys in field order, two spaces, a newline at the end."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+class Unmeasured(Record):
+    """Stands where a measurement would: there is none, and this is why."""
+
+    unmeasured: str
+
+
+class Interval(Record):
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+class Proportion(Record):
+    """`count` of `total`, with its Clopper-Pearson interval."""
+
+    count: int
+    total: int
+    interval: Interval
+
+    @property
+    def value(self) -> float:
+        return self.count / self.total
+
+
+class PairedDrop(Record):
+    """Dense minus compressed on the same images.
+
+    `dense_only` images are right in the dense file alone, `compressed_only` in the compressed one alone. `upper`
+    is a one-sided bound on the drop at `confidence`; `p_value` is McNemar's exact two-sided test.
+    """
+
+    total: int
+    dense_only: int
+    compressed_only: int
+    upper: float
+    confidence: float
+    p_value: float
+
+    @property
+    def value(self) -> float:
+        return (self.dense_only - self.compressed_only) / self.total
+
+
+def read_record(kind: type[R], path: Path) -> R:
+    """Read a record from a JSON file; UsageError says what is wrong with it and where."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise UsageError(
+            f"{path} is not a {kind.__name__} of this version of edgeprune",
+            where=f"{place}: {first['msg']}",
+            hint="make it again with this version, or use the version that wrote it",
+        ) from error

@@ -1,0 +1,116 @@
+"""Requests to time files, raw samples, and what they come to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeprune.records.artifacts import RuntimeInfo
+from edgeprune.records.base import Interval, Record, Sha256
+
+
+class LatencyFile(Record):
+    """A file to time, by absolute path, and the sha256 that it must have; `companions` belong to it (weights)."""
+
+    path: str
+    sha256: Sha256
+    companions: tuple[tuple[str, Sha256], ...] = ()
+
+
+class LatencyRequest(Record):
+    """What a device is asked to time: interleaved blocks of two files in fresh processes.
+
+    `compressed` None times one file alone (the A/A control remains). `images` is an .npy of float32 pixels
+    (M, C, H, W) to draw batches from.
+    """
+
+    runtime: str
+    dense: LatencyFile
+    compressed: LatencyFile | None
+    images: str
+    batch_size: int = 1
+    threads: int = 1
+    processes: int = 5
+    blocks: int = 12
+    block_ms: float = 60.0
+    seed: int = 0
+
+
+class BlockSamples(Record):
+    """Raw times of one block, in order. `preempted[i]` marks an iteration that lost the processor.
+
+    Every round holds one block of each label, in random order: blocks of one round are neighbours in time.
+    `cores` the process was pinned to (empty: the system cannot pin); `settled` False when the warm-up reached its
+    cap before this file's times settled. `peak_rss_bytes` is the process's, which holds all files.
+    """
+
+    process: int
+    round: int
+    position: int
+    label: Literal["dense", "control", "compressed"]
+    samples_ms: tuple[float, ...]
+    preempted: tuple[bool, ...]
+    runtime: RuntimeInfo
+    cores: tuple[int, ...] = ()
+    settled: bool = True
+    peak_rss_bytes: int
+    cold_start_ms: float
+
+
+class LatencyStats(Record):
+    """Quantiles of one file's samples, preempted ones left out. A quantile without enough samples is None.
+
+    `samples` counts what the figures rest on, `preempted` the iterations that lost the processor; where more than
+    half did, the figures hold them, too, and the comparison is inconclusive. `cold_start_ms` (load and first
+    inference) is the median of the processes. `throughput_per_s` is in images, one inference after the other.
+    """
+
+    sha256: Sha256
+    p50_ms: float
+    p50_interval: Interval
+    p90_ms: float | None
+    p99_ms: float | None
+    min_ms: float
+    throughput_per_s: float
+    cold_start_ms: float
+    samples: int
+    preempted: int
+
+
+class Ratio(Record):
+    """A ratio of medians with its bootstrap interval."""
+
+    value: float
+    interval: Interval
+
+
+class QuickRatio(Ratio):
+    """A speed-up from a short run, to steer by; never for a report."""
+
+    dense_p50_ms: float
+    compressed_p50_ms: float
+    conclusive: bool
+
+
+class LatencyComparison(Record):
+    """Dense and compressed, timed in the same interleaved run.
+
+    `speedup` is dense over compressed, from pairs of neighbouring blocks. `control` is the same for dense against
+    dense, so it shows the error of the method: when its interval is wider than `control_limit` or misses 1, the
+    verdict is inconclusive, and a difference counts only beyond it. `notes` say why a verdict is inconclusive and
+    what else was odd. `peak_rss_bytes` is the largest of the timing processes, which hold both files.
+    """
+
+    kind: Literal["measured-local", "measured-remote"]
+    target: str
+    runtime: RuntimeInfo
+    batch_size: int
+    processes: int
+    cores: tuple[int, ...]
+    dense: LatencyStats
+    compressed: LatencyStats | None
+    speedup: Ratio | None
+    control: Ratio
+    control_limit: float
+    peak_rss_bytes: int
+    verdict: Literal["faster", "slower", "no significant difference", "inconclusive", "alone"]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,117 @@
+"""Everything one run learned: what report.json holds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeprune.records.artifacts import AccuracyComparison, Artifact, Parity
+from edgeprune.records.base import SCHEMA_VERSION, Record, Sha256, Side, Unmeasured
+from edgeprune.records.latency import LatencyComparison
+from edgeprune.records.plan import PrunePlan
+from edgeprune.records.robustness import RobustnessComparison
+from edgeprune.records.verdict import Verdict
+
+
+class Environment(Record):
+    """The machine and the versions behind the numbers."""
+
+    edgeprune: str
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    cpu_features: tuple[str, ...]
+    packages: dict[str, str]
+
+
+class ModelInfo(Record):
+    """The network that came in.
+
+    `fit`, `resize` and `interpolation` say how image files became pixels; `held` names the inputs beside the images,
+    which every file holds at one value (the values are part of the digest).
+    """
+
+    name: str
+    file_sha256: Sha256
+    digest: Sha256
+    input_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bounds: tuple[float, float]
+    fit: Literal["exact", "crop", "squash"] = "exact"
+    resize: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    held: tuple[str, ...] = ()
+
+
+class SplitInfo(Record):
+    """A split behind the numbers. `digest` covers pixels, labels and sample ids."""
+
+    role: Literal["train", "test"]
+    name: str
+    samples: int
+    digest: Sha256
+
+
+class RecoveryInfo(Record):
+    """What recovery did. Accuracies are on `held_out` images of the training split, in torch."""
+
+    recipe: str
+    epochs: int
+    train_samples: int
+    held_out: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    seconds: float
+
+
+class LayerChange(Record):
+    """One layer before and after."""
+
+    name: str
+    kind: str
+    dense_channels: int
+    channels: int
+    dense_macs: int
+    macs: int
+
+
+class TargetInfo(Record):
+    """The hardware profile that was aimed at."""
+
+    name: str
+    description: str
+    channel_multiple: int
+
+
+class Report(Record):
+    """Everything one run learned; the HTML, Markdown and JUnit files are renderings of it."""
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    created: str
+    command: str
+    seed: int
+    environment: Environment
+    target: TargetInfo
+    model: ModelInfo
+    data: tuple[SplitInfo, ...]
+    plan: PrunePlan
+    layers: tuple[LayerChange, ...]
+    recovery: RecoveryInfo | Unmeasured
+    artifacts: tuple[Artifact, ...]
+    parity: tuple[Parity, ...]
+    accuracy: tuple[AccuracyComparison, ...] | Unmeasured
+    latency: tuple[LatencyComparison, ...] | Unmeasured
+    robustness: RobustnessComparison | Unmeasured
+    evidence_sha256: Sha256 | None
+    budgets: dict[str, float | str | bool]
+    verdict: Verdict | None
+    warnings: tuple[str, ...] = ()
+
+    def artifact(self, side: Side, format: str = "onnx") -> Artifact:
+        """The exported file of that side and format; KeyError when there is none."""
+        for artifact in self.artifacts:
+            if (artifact.side, artifact.format) == (side, format):
+                return artifact
+        raise KeyError((side, format))

@@ -1,0 +1,75 @@
+"""What an adversary may do, and what became of the files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeprune.records.artifacts import RuntimeInfo
+from edgeprune.records.base import PairedDrop, Proportion, Record, Sha256
+
+
+class AttackPart(Record):
+    """One part of an attack and its effort on an image: gradient `steps` of each of `restarts` starts.
+
+    `targets`: other classes tried, nearest first, or all where the network has fewer. `queries`: questions asked of the
+    runtime by a part that follows no gradient.
+    """
+
+    name: str
+    steps: int | None = None
+    restarts: int = 1
+    targets: int | None = None
+    queries: int | None = None
+
+
+class ThreatModel(Record):
+    """What the adversary may do. `epsilon` is exact ("8/255"), in pixel units inside `bounds`.
+
+    `parts` are what the attack runs, in their order; `steps` and `restarts` the largest of them. An image that falls is
+    not attacked by the parts that follow.
+    """
+
+    norm: Literal["linf", "l2"]
+    epsilon: str
+    epsilon_value: float
+    bounds: tuple[float, float]
+    attack: str
+    steps: int
+    restarts: int
+    seed: int
+    samples: int
+    samples_digest: Sha256
+    parts: tuple[AttackPart, ...] = ()
+
+
+class AttackedFile(Record):
+    """One file's fate under the threat model.
+
+    `fell` counts images the runtime got right before and wrong under attack; `rounded` those that stay wrong
+    after rounding to 8 bits; `rejected` claims that the second look refused (outside epsilon or the pixel
+    range, or not misclassified again). `dead_gradients` counts attacked images without a usable gradient.
+    """
+
+    sha256: Sha256
+    clean: Proportion
+    robust: Proportion
+    fell: int
+    rounded: int
+    rejected: int
+    dead_gradients: int
+    gradient_source: str
+    twin_disagreement: float
+    seconds: float
+
+
+class RobustnessComparison(Record):
+    """Both files under the same attack on the same images. `warnings` say why a result is inconclusive."""
+
+    runtime: RuntimeInfo
+    threat: ThreatModel
+    dense: AttackedFile
+    compressed: AttackedFile
+    drop: PairedDrop
+    clean_drop: PairedDrop
+    conclusive: bool
+    warnings: tuple[str, ...] = ()
