@@ -108,8 +108,8 @@ def _moving(health: Health) -> str:
         return ""
     return (
         f"the loss of {health.moving} of {health.survivors} surviving images was still moving in the last steps (limit "
-        f"{LATE_SHARE:.0%}; Pintor et al. 2022): the attack stopped too early; raise --attack-steps, or use --attack "
-        "standard"
+        f"{LATE_SHARE:.0%}; Pintor et al. 2022): the attack stopped too early; raise --attack-steps (--attack-queries "
+        "for square), or use --attack standard"
     )
 
 
