@@ -384,6 +384,23 @@ def test_file_that_is_no_image_classifier_is_refused_with_a_reason(tmp_path, kin
         build(broken(kind, tmp_path))
 
 
+def test_bytes_that_changed_never_surprise(tmp_path):
+    """Whatever is wrong with a file, the answer is a twin, names of operators, or an error of ours."""
+    constants = {**flat_classifier()[1], "k": np.ones((3, 3, 1, 1), np.float32), "s": np.array([0, -1])}
+    nodes = [node("Conv", "x k", "c"), node("Reshape", "c s", "f"), *flat_classifier()[0]]
+    path = save(graph_of(nodes, 13, ("n", 3, 2, 2), constants), tmp_path)
+    whole, draw, seen = path.read_bytes(), np.random.default_rng(0), set()
+    for _ in range(400):
+        changed = np.frombuffer(whole, np.uint8).copy()
+        changed[draw.integers(0, len(whole), draw.integers(1, 4))] = draw.integers(0, 256)
+        path.write_bytes(changed.tobytes())
+        try:
+            seen.add(build(path).module is not None)
+        except EdgepruneError:
+            seen.add("refused")
+    assert seen == {True, False, "refused"}
+
+
 def test_shape_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UsageError, match="does not hold images of shape 3,5,5"):
         build(broken("", tmp_path), (3, 5, 5))

@@ -60,7 +60,8 @@ def compile_network(network: Network, path: Path) -> Compiled:
     unsupported: dict[str, None] = {}
     steps = _steps(network, constants, dict(network.kinds), unsupported, path)
     steps = _fold_batch_norm(steps, constants, network.output)
-    for name in {step.node.inputs[1] for step in steps if step.node.op == "Conv"} & constants.keys():
+    weights = {name for step in steps if step.node.op == "Conv" for name in step.node.inputs[1:2]}
+    for name in weights & constants.keys():
         if constants[name].ndim == 4:  # the convolutions of a CPU are faster so, and most so backwards
             constants[name] = constants[name].contiguous(memory_format=torch.channels_last)
     return Compiled(tuple(steps), constants, tuple(unsupported))
@@ -86,7 +87,7 @@ def _steps(
         else:
             constants.update(made)
             if node.op in ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze"):  # the type stays
-                kinds[node.outputs[0]] = node.kinds[0]
+                kinds.update(zip(node.outputs, node.kinds[:1], strict=False))
     return steps
 
 
@@ -94,8 +95,10 @@ def _if(
     node: Node, constants: dict[str, Tensor], kinds: dict[str, int], unsupported: dict[str, None], path: Path
 ) -> list[Step]:
     """An If: the steps of the branch that is taken where that is known, else one step that holds both."""
-    if len(node.outputs) != 1:
+    if len(node.outputs) != 1 or len(node.inputs) != 1:
         raise Unsupported("If (several outputs)")
+    if not all(hasattr(node.attributes.get(name), "node") for name in ("then_branch", "else_branch")):
+        raise Unsupported("If (without its branches)")
     opsets = {"": node.opset}
     parts = []
     taken = constants.get(node.inputs[0])
@@ -151,7 +154,8 @@ def _fold_batch_norm(steps: list[Step], constants: dict[str, Tensor], output: st
 
 def _folded(conv: Node, norm: Node, constants: dict[str, Tensor]) -> Node | None:
     """The convolution with the batch norm in it; None where a part is not constant, or the numbers do not allow it."""
-    if not all(name in constants for name in (*conv.inputs[1:], *norm.inputs[1:]) if name):
+    whole = len(conv.inputs) > 1 and len(norm.inputs) == 5
+    if not whole or not all(name in constants for name in (*conv.inputs[1:], *norm.inputs[1:]) if name):
         return None
     scale, bias, mean, var = (constants[name].double() for name in norm.inputs[1:5])
     weight = constants[conv.inputs[1]]
@@ -171,7 +175,8 @@ def with_free_batch(compiled: Compiled, batch: int) -> Compiled:
     """The same for any batch, where all that fixes it is the first number of a Reshape's constant shape."""
     constants, steps = dict(compiled.constants), []
     for step in compiled.steps:
-        shape = constants.get(step.node.inputs[1]) if step.node.op == "Reshape" else None
+        target = step.node.inputs[1:2] if step.node.op == "Reshape" else ()
+        shape = constants.get(target[0]) if target else None
         if shape is not None and shape.numel() and int(shape[0]) == batch:
             free = shape.clone()
             free[0] = 0 if bool((shape[1:] == -1).any()) else -1

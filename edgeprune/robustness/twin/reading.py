@@ -160,17 +160,22 @@ def _nodes(
     """The graph's nodes; what Constant nodes hold goes into `constants` and `kinds`."""
     used = _used(graph)
     for proto in graph.node:
+        if not proto.output:
+            continue  # nothing can come of it
         domain = _domain(proto.domain)
         attributes = {entry.name: _plain(entry) for entry in proto.attribute}
         if proto.op_type == "Constant" and not domain:
             name = proto.output[0]
-            constants[name], kinds[name] = _constant(attributes, name, path)
+            try:
+                constants[name], kinds[name] = _constant(attributes, name, path)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ModelError(f"{path}: the constant {name} is none: {_first_line(error)}") from error
             continue
         yield Node(
-            op=proto.op_type,
+            op=_text(proto.op_type),
             domain=domain,
-            inputs=tuple(proto.input),
-            outputs=tuple(name if name in used or not place else "" for place, name in enumerate(proto.output)),
+            inputs=tuple(_text(name) for name in proto.input),
+            outputs=tuple(_text(name) if name in used or not i else "" for i, name in enumerate(proto.output)),
             attributes=attributes,
             opset=opsets.get(domain, 1),
             kinds=tuple(kinds.get(name, 0) for name in proto.input),
@@ -189,8 +194,9 @@ def _used(graph: Any) -> set[str]:
 
 
 def _constant(attributes: Mapping[str, Any], name: str, path: Path) -> tuple[Tensor, int]:
-    ((key, value),) = attributes.items()
-    if key == "value":
+    key: str = next(iter(attributes), "without a value")
+    value: Any = attributes.get(key)
+    if key == "value" and hasattr(value, "data_type"):
         return _checked(value, name, path), int(value.data_type)
     if key in ("value_int", "value_ints"):
         return torch.tensor(value, dtype=torch.int64), 7
@@ -210,13 +216,16 @@ def _plain(attribute: Any) -> Any:
     import onnx
 
     value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return value
+    return _text(value)
 
 
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+def _text(value: Any) -> Any:
+    """Text that is no UTF-8 comes out of protobuf as bytes; everything else as it is."""
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+
+
+def _domain(name: Any) -> str:
+    return "" if name == "ai.onnx" else str(_text(name))
 
 
 def _first_line(error: BaseException) -> str:

@@ -54,7 +54,7 @@ def compute_of(node: Node) -> Compute:
         return rule(node)
     except Unsupported as error:
         raise Unsupported(f"{node.label} ({error})") from None
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise Unsupported(f"{node.label} (attributes that make no sense: {error})") from error
 
 
