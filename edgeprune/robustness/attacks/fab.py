@@ -102,7 +102,8 @@ def _nearest(run: Run, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
         points = points.detach().clone().requires_grad_(True)
         logits = logits_of(run.victim.module, points)
         if not logits.requires_grad:
-            return torch.ones(len(points)), torch.zeros_like(points), torch.zeros(len(points), dtype=torch.bool)
+            dead = torch.zeros(len(points), dtype=torch.bool)
+            return logits.detach()[:, 0], torch.zeros_like(points), dead
         sums = [logits[:, k].sum() for k in range(logits.shape[1])]
         gradients = [
             torch.autograd.grad(each, points, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
