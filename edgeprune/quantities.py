@@ -53,16 +53,17 @@ def _a_drop(value: float) -> float:
 
 
 def _exact(value: object) -> object:
-    """A fraction or a number, as text in lowest terms: 8/255 is no decimal."""
+    """A fraction as it was written, a number as a fraction: 8/255 is no decimal, and 3/255 says more than 1/85."""
     if not isinstance(value, str | int | float):
         return value
+    text = str(value).replace(" ", "")
     try:
-        epsilon = Fraction(str(value).replace(" ", ""))
+        epsilon = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise ValueError('must be a fraction or a number, such as "8/255" or 0.03') from None
     if not 0 < epsilon <= _LARGEST_EPSILON:
         raise ValueError('must be above 0, in pixel units, such as "8/255" for pixels in [0, 1]')
-    return str(epsilon)
+    return text if "/" in text else str(epsilon)
 
 
 Drop = Annotated[float, _quantity("2 pt", "pt", "%"), AfterValidator(_a_drop)]

@@ -197,6 +197,10 @@ def test_epsilon_is_exact(text: str, exact: Fraction, tmp_path: Path) -> None:
     assert attack.epsilon == float(exact)
 
 
+def test_a_fraction_is_kept_as_it_was_written() -> None:
+    assert Config.model_validate({"attack": {"eps": "3 / 255"}}).attack.eps == "3/255"
+
+
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
 def test_every_fraction_survives_as_text(numerator: int, denominator: int) -> None:
     config = Config.model_validate({"attack": {"eps": f"{numerator}/{denominator}"}})
