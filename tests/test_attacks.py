@@ -22,8 +22,8 @@ from attack_examples import (
 from onnx import TensorProto, helper
 
 from edgeprune.errors import DataError, MeasurementError
-from edgeprune.robustness.attacks import run as attack_run
 from edgeprune.robustness.attacks import batch_size, pgd, step_lengths
+from edgeprune.robustness.attacks import run as attack_run
 from edgeprune.robustness.gradients import at_rest, input_gradients, rescaled_cross_entropy
 from edgeprune.robustness.norms import ascend, box, distances, project, random_starts
 from edgeprune.types import Victim
