@@ -103,7 +103,10 @@ def attempt(network: str, side: str, note: Path, threads: int) -> None:
 
 
 def build(name: str) -> ModelBundle:
-    """A network by name, torchvision's before timm's, random weights by seed 0, batch-norm statistics not trivial."""
+    """A network by name, torchvision's before timm's: weights random by seed 0, none all zero, no trivial batch norm.
+
+    SkipError when it is timm's and timm is not there.
+    """
     import torch
 
     declare_torchvision()
@@ -128,6 +131,10 @@ def build(name: str) -> ModelBundle:
         if isinstance(layer, torch.nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
             layer.running_mean.uniform_(-0.1, 0.1)
             layer.running_var.uniform_(0.9, 1.1)
+    with torch.no_grad():  # a head or a branch that starts at zero would hide whatever happens to it
+        for leaf, parameter in module.named_parameters():
+            if not leaf.endswith("bias") and not bool(parameter.any()):
+                parameter.normal_(0, 0.1)
     return from_module(module.eval(), ModelConfig(input_shape=shape), source=name)
 
 

@@ -93,7 +93,11 @@ class PruneConfig(Section):
     macs_ratio: float | None = setting(None, "Goal: share of the MACs to keep.", gt=0, lt=1)
     speedup: Times | None = setting(None, "Goal: measured speed-up on the first runtime.", gt=1)
     latency_ms: Milliseconds | None = setting(None, "Goal: measured p50 on the first runtime.")
-    criterion: str = setting("l2", "What makes a channel important.")
+    criterion: str = setting(
+        "l2",
+        "What makes a channel important: l1, l2, bn_scale, lamp, fpgm, random; with training data: taylor, adv-taylor, "
+        "obd, apoz.",
+    )
     ignore: tuple[str, ...] = setting((), "Layers to leave alone (names or patterns such as layer3.*).")
     channel_multiple: int | None = setting(None, "Widths end on multiples of this (default: the target's).", gt=0)
 

@@ -1,4 +1,4 @@
-"""Criteria: sums by hand, and Taylor against gates and finite differences."""
+"""Criteria: what all of them promise, norms by hand, and Taylor against gates and finite differences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_networks import PRUNABLE, Chain, Residual, bundle_of, randomized, split_of, stripes
+from toy_networks import PRUNABLE, Chain, Residual, bundle_of, calibrated, randomized, split_of, stripes
 
 from edgeprune.errors import PruningError, UsageError
 from edgeprune.models import digest
@@ -27,6 +27,10 @@ def traced(name: str = "Chain") -> tuple[ModelBundle, ChannelGraph]:
 
 def data(count: int = 24) -> Split:
     return split_of(*stripes(count))
+
+
+WITH_DATA = [criteria.taylor, criteria.adv_taylor, criteria.obd, criteria.apoz]
+ALL = [criteria.l1, criteria.l2, criteria.random, criteria.bn_scale, criteria.lamp, criteria.fpgm, *WITH_DATA]
 
 
 def loss_of(module: nn.Module, split: Split) -> float:
@@ -64,11 +68,11 @@ def test_norm_of_a_grouped_convolution_is_over_its_units() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRUNABLE))
-@pytest.mark.parametrize("criterion", [criteria.l1, criteria.l2, criteria.random, criteria.taylor])
+@pytest.mark.parametrize("criterion", [each for each in ALL if each not in (criteria.lamp, criteria.bn_scale)])
 def test_every_group_has_one_positive_mean_of_one(name: str, criterion: Callable[..., Scores]) -> None:
     bundle, graph = traced(name)
     scores = criterion(bundle, graph, data(), seed=0)
-    assert scores.normalisation == "mean of each group = 1"
+    assert scores.normalisation.startswith("mean of each group = 1")
     for group in graph.groups:
         values = scores.values[group.name]
         assert values.shape == (group.width,)
@@ -132,20 +136,38 @@ def test_taylor_draws_its_images_from_the_whole_split() -> None:
     assert max(split.source.read_ids) > 2090  # type: ignore[attr-defined]
 
 
-def test_taylor_without_data_says_what_to_do() -> None:
+@pytest.mark.parametrize("criterion", WITH_DATA)
+def test_criterion_without_its_data_says_what_to_do(criterion: Callable[..., Scores]) -> None:
     bundle, graph = traced()
-    with pytest.raises(UsageError, match="--train"):
-        criteria.taylor(bundle, graph, None, seed=0)
+    with pytest.raises(UsageError, match="needs training data") as caught:
+        criterion(bundle, graph, None, seed=0)
+    assert "--train" in str(caught.value)
+    assert criterion.__name__.replace("_", "-") in str(caught.value)
 
 
-def test_taylor_of_a_frozen_network_changes_nothing_in_it() -> None:
+@pytest.mark.parametrize("criterion", [each for each in ALL if each is not criteria.random])
+def test_a_channel_that_nothing_makes_and_nothing_reads_scores_lowest(criterion: Callable[..., Scores]) -> None:
+    bundle = bundle_of(calibrated(randomized(Chain()), stripes(24)[0]))
+    convolution, norm, reader = bundle.module.conv1[0], bundle.module.conv1[1], bundle.module.conv2[0]
+    with torch.no_grad():
+        for tensor in (convolution.weight[5], norm.weight[5], norm.bias[5], reader.weight[:, 5]):
+            tensor.zero_()
+    values = criterion(bundle, trace(bundle), data(), seed=0).values["conv1.0"]
+    assert values.argmin() == 5
+    assert values[5] < np.delete(values, 5).min()
+
+
+@pytest.mark.parametrize("criterion", WITH_DATA)
+def test_a_frozen_network_is_scored_and_nothing_in_it_changes(criterion: Callable[..., Scores]) -> None:
     bundle = bundle_of(randomized(Chain()), preprocessing=Preprocessing(mean=(0.5,), std=(0.25,)))
     for parameter in bundle.module.parameters():
         parameter.requires_grad_(False)
     graph = trace(bundle)
     with torch.no_grad():
-        scores = criteria.taylor(bundle, graph, data(), seed=0)
+        scores, again = (criterion(bundle, graph, data(), seed=0) for _ in range(2))
     assert scores.values["conv1.0"].std() > 0
+    assert np.array_equal(scores.values["conv1.0"], again.values["conv1.0"])
+    assert not any(layer._forward_pre_hooks for layer in bundle.module.modules())
     assert digest(bundle.module) == bundle.digest
     assert all(p.grad is None and not p.requires_grad for p in bundle.module.parameters())
 
@@ -158,12 +180,13 @@ def test_dead_group_scores_all_channels_alike() -> None:
     assert criteria.l2(bundle, trace(bundle), None, seed=0).values["stem.0"].tolist() == [1.0] * 16
 
 
-def test_gradients_that_are_not_finite_are_an_error() -> None:
+@pytest.mark.parametrize("criterion", [criteria.taylor, criteria.adv_taylor, criteria.obd])
+def test_gradients_that_are_not_finite_are_an_error(criterion: Callable[..., Scores]) -> None:
     bundle, graph = traced()
     with torch.no_grad():
         bundle.module.head.fc.weight.fill_(1e38)
     with pytest.raises(PruningError, match="not finite"):
-        criteria.taylor(bundle, graph, data(), seed=0)
+        criterion(bundle, graph, data(), seed=0)
 
 
 def test_random_follows_its_seed() -> None:
@@ -174,7 +197,9 @@ def test_random_follows_its_seed() -> None:
 
 
 def test_built_in_criteria_are_registered_like_plugins() -> None:
-    assert {"l1", "l2", "taylor", "random"} <= set(names("criterion"))
-    assert find("criterion", "taylor") is criteria.taylor
+    for criterion in ALL:
+        name = "adv-taylor" if criterion is criteria.adv_taylor else criterion.__name__
+        assert name in names("criterion")
+        assert find("criterion", name) is criterion
     with pytest.raises(UsageError, match="did you mean taylor"):
         find("criterion", "tailor")

@@ -71,6 +71,17 @@ def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def calibrated(module: nn.Module, images: Floats) -> nn.Module:
+    """Batch norms that centre what they see of these images: no channel is dead, none always on. In place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+            nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        module.train()(torch.from_numpy(images))
+    return module.eval()
+
+
 def conv_bn(inputs: int, outputs: int, *, groups: int = 1, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)
