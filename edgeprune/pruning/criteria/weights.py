@@ -10,6 +10,7 @@ from edgeprune.pruning.criteria.scoring import WEIGHT_KINDS, by_unit, l2_of, sco
 from edgeprune.types import ChannelGraph, Group, Member, ModelBundle, Scores, Split
 
 LAMP_NORMALISATION = "squared norm over that of all units of the group that are no smaller"
+_COLUMNS = 4096  # of filters at a time in float64: VGG's widest layer would take gigabytes
 
 
 def l1(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
@@ -71,9 +72,9 @@ def fpgm(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed:
         products = torch.zeros(group.width, group.width, dtype=torch.float64)
         for member in group.members:
             if member.role == "out" and member.kind in WEIGHT_KINDS:
-                filters = _filters(bundle.module.get_submodule(member.name), member)
-                filters = filters - filters.mean(0)  # distances stay; products of far-off vectors would lose digits
-                products += filters @ filters.T
+                for part in _filters(bundle.module.get_submodule(member.name), member).split(_COLUMNS, dim=1):
+                    part = part.double() - part.double().mean(0)  # products of far-off vectors would lose digits
+                    products += part @ part.T
         squares = products.diagonal()
         return (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().sum(1)
 
@@ -91,8 +92,8 @@ def _gammas(module: nn.Module, group: Group) -> torch.Tensor:
 
 
 def _filters(layer: nn.Module, member: Member) -> torch.Tensor:
-    """All weights that make each unit, as rows. float64 (width, weights)."""
-    weight = layer.get_parameter("weight").detach().cpu().double()
+    """All weights that make each unit, as rows. (width, weights), in the layer's dtype."""
+    weight = layer.get_parameter("weight").detach().cpu()
     if getattr(layer, "transposed", False):  # (inputs, outputs of a part, ...): each output's weights are a column
         parts = weight.reshape(int(layer.groups), -1, *weight.shape[1:])  # type: ignore[arg-type]
         weight = parts.transpose(1, 2).flatten(0, 1)
