@@ -92,6 +92,13 @@ def test_fpgm_is_the_distance_to_all_other_filters() -> None:
     np.testing.assert_allclose(found, expected / expected.mean(), rtol=1e-5)
 
 
+def test_fpgm_of_filters_that_are_compared_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, graph = traced("Residual")
+    whole = criteria.fpgm(bundle, graph, None, seed=0).values["stem.0"]
+    monkeypatch.setattr("edgeprune.pruning.criteria.weights._COLUMNS", 5)
+    np.testing.assert_allclose(criteria.fpgm(bundle, graph, None, seed=0).values["stem.0"], whole, rtol=1e-9)
+
+
 def test_fpgm_scores_the_filter_that_has_a_double_lowest() -> None:
     bundle, _ = traced()
     weight = bundle.module.conv1[0].weight

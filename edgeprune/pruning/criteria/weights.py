@@ -72,8 +72,10 @@ def fpgm(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed:
         products = torch.zeros(group.width, group.width, dtype=torch.float64)
         for member in group.members:
             if member.role == "out" and member.kind in WEIGHT_KINDS:
-                for part in _filters(bundle.module.get_submodule(member.name), member).split(_COLUMNS, dim=1):
-                    part = part.double() - part.double().mean(0)  # products of far-off vectors would lose digits
+                filters = _filters(bundle.module.get_submodule(member.name), member)
+                for start in range(0, filters.shape[1], _COLUMNS):
+                    part = filters[:, start : start + _COLUMNS].double()
+                    part = part - part.mean(0)  # products of far-off vectors would lose digits
                     products += part @ part.T
         squares = products.diagonal()
         return (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().sum(1)
