@@ -95,8 +95,8 @@ class PruneConfig(Section):
     latency_ms: Milliseconds | None = setting(None, "Goal: measured p50 on the first runtime.")
     criterion: str = setting(
         "l2",
-        "What makes a channel important: l1, l2, bn_scale, lamp, fpgm, random; with training data: taylor, adv-taylor, "
-        "obd, apoz.",
+        "What makes a channel important: l1, l2, bn_scale, lamp, fpgm, random; with training data: taylor, adv-taylor "
+        "(or adv-taylor:EPSILON), obd, apoz.",
     )
     ignore: tuple[str, ...] = setting((), "Layers to leave alone (names or patterns such as layer3.*).")
     channel_multiple: int | None = setting(None, "Widths end on multiples of this (default: the target's).", gt=0)

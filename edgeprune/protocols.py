@@ -1,8 +1,8 @@
 """What a plugin is: criteria, runtimes, attacks and devices. Built-ins register like everybody else.
 
 Each protocol has an entry-point group (`edgeprune.criteria`, `.runtimes`, `.attacks`, `.devices`); `find` loads
-one by name and `names` lists what is installed. In `.attack_families` stand functions from a name to an attack, for
-packages that bring many.
+one by name and `names` lists what is installed. In `.attack_families` and `.criterion_families` stand functions from a
+name to an attack or a criterion: for packages that bring many, and for what takes a number.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "criterion": "edgeprune.criteria",
+    "criterion family": "edgeprune.criterion_families",
     "runtime": "edgeprune.runtimes",
     "attack": "edgeprune.attacks",
     "attack family": "edgeprune.attack_families",
@@ -98,7 +99,8 @@ def names(kind: str) -> tuple[str, ...]:
 def find(kind: str, name: str) -> Any:
     """The plugin of that name; UsageError with the nearest name when there is none.
 
-    FAMILY:MEMBER, as in torchattacks:CW, asks the plugin of the kind "attack family" for its member of that name.
+    FAMILY:MEMBER, as in torchattacks:CW or adv-taylor:2/255, asks the plugin of the kind "attack family" or "criterion
+    family" for its member of that name.
     """
     family, colon, member = name.partition(":")
     if colon and f"{kind} family" in GROUPS:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from toy_networks import PRUNABLE, Chain, Lambda, bundle_of, calibrated, randomized, split_of, stripes
 
-from edgeprune.errors import PruningError
+from edgeprune.errors import PruningError, UsageError
+from edgeprune.protocols import find
 from edgeprune.pruning import criteria
 from edgeprune.pruning.criteria.gradients import ADVERSARIAL_EPSILON
 from edgeprune.pruning.graph import trace
@@ -124,6 +125,24 @@ def test_adv_taylor_is_taylor_at_the_adversarials() -> None:
     clean = criteria.taylor(bundle, graph, split_of(images, labels), seed=0).values["conv"]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert not np.allclose(found, clean, rtol=1e-2)
+
+
+def test_adv_taylor_takes_an_epsilon_in_pixel_units_as_a_family() -> None:
+    bundle = bundle_of(randomized(Chain()), preprocessing=Preprocessing(bounds=(0.0, 2.0)))
+    graph = trace(bundle)
+    found = find("criterion", "adv-taylor:16/255")(bundle, graph, data(), seed=0)
+    usual = criteria.adv_taylor(bundle, graph, data(), seed=0).values["conv1.0"]  # 8/255 of a range of 2
+    assert found.criterion == "adv-taylor:16/255"
+    np.testing.assert_array_equal(found.values["conv1.0"], usual)
+    less = find("criterion", "adv-taylor:0.001")(bundle, graph, data(), seed=0).values["conv1.0"]
+    assert not np.allclose(less, usual)
+
+
+@pytest.mark.parametrize("epsilon", ["", "0", "-1/255", "8/0", "much"])
+def test_adv_taylor_of_a_senseless_epsilon_is_refused_at_once(epsilon: str) -> None:
+    with pytest.raises(UsageError, match="unknown criterion: adv-taylor") as caught:
+        find("criterion", f"adv-taylor:{epsilon}")
+    assert "adv-taylor:2/255" in str(caught.value)
 
 
 def test_apoz_is_how_often_a_channel_is_not_zero() -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import PruningError
+from edgeprune.errors import PruningError, UsageError
+from edgeprune.protocols import Criterion
 from edgeprune.pruning.criteria.scoring import by_unit, channel_axis, drawn, private, readers, scores_of
 from edgeprune.pruning.surgery import per_unit
 from edgeprune.types import AttackBudget, ChannelGraph, Group, ModelBundle, Scores, Split
@@ -22,7 +24,7 @@ _TAYLOR_IMAGES, _BATCH = 2048, 128
 _OBD_IMAGES, _OBD_BATCH = 512, 32
 _MOST_LABELS = 10
 ADVERSARIAL_EPSILON = 8 / 255
-"""Of the pixels' range, linf: see `adv_taylor`."""
+"""Share of the pixels' range, linf: see `adv_taylor`."""
 _ADVERSARIAL_STEPS = 5
 
 Prepare = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -43,30 +45,34 @@ def adv_taylor(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *,
     """`taylor` of the adversarial loss: gradients at PGD examples of the dense network (Madry et al. 2018; scores from
     a robust objective as in Sehwag et al. 2020, "HYDRA").
 
-    Five steps from one random start in the linf ball of 8/255 of the pixels' range. That is a constant, not the
-    `attack.eps` that is measured: it equals that setting's default, a criterion is given no threat model, and it only
-    has to move images towards where channels matter under attack. Nothing that is reported depends on its strength.
-    Errors: those of `taylor`.
+    Five steps from one random start in the linf ball of 8/255 of the pixels' range: a constant, since a criterion is
+    given no threat model, and the default of the `attack.eps` that is measured. `adv_taylor_at` sets another. Nothing
+    that is reported is measured with it. Errors: those of `taylor`.
     """
-    from edgeprune.robustness.attacks.descent import step_lengths
-    from edgeprune.robustness.gradients import input_gradients
-    from edgeprune.robustness.norms import ascend, box, project, random_starts
+    low, high = bundle.preprocessing.bounds
+    budget = AttackBudget("linf", ADVERSARIAL_EPSILON * (high - low), _ADVERSARIAL_STEPS, 1, seed)
+    return _under_attack("adv-taylor", bundle, graph, drawn("adv-taylor", train, _TAYLOR_IMAGES, seed), budget)
 
-    chosen = drawn("adv-taylor", train, _TAYLOR_IMAGES, seed)
-    bounds = bundle.preprocessing.bounds
-    epsilon = ADVERSARIAL_EPSILON * (bounds[1] - bounds[0])
-    budget = AttackBudget("linf", epsilon, _ADVERSARIAL_STEPS, 1, seed)
 
-    def attacked(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        limits = box(images, budget, bounds)
-        points = project(images + random_starts(images, budget, 0), images, limits, budget)
-        for step in range(budget.steps):
-            gradients, _ = input_gradients(network, points, labels)
-            lengths = step_lengths(torch.full((len(images),), step), budget)
-            points = project(ascend(points, gradients, lengths, "linf"), images, limits, budget)
-        return points
+def adv_taylor_at(epsilon: str) -> Criterion:
+    """`adv_taylor` at an epsilon of your own, in pixel units as in `attack.eps`: ``adv-taylor:2/255``.
 
-    return _first_order("adv-taylor", bundle, graph, chosen, attacked)
+    Worth setting where 8/255 leaves nothing standing: gradients at images that are lost anyway say little. Errors:
+    UsageError when it is no positive number.
+    """
+    name = f"adv-taylor:{epsilon}"
+    try:
+        radius = float(Fraction(epsilon))
+    except (ValueError, ZeroDivisionError):
+        radius = 0.0
+    if not radius > 0:
+        raise UsageError(f"unknown criterion: {name}", hint="an epsilon in pixel units follows, as in adv-taylor:2/255")
+
+    def criterion(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
+        budget = AttackBudget("linf", radius, _ADVERSARIAL_STEPS, 1, seed)
+        return _under_attack(name, bundle, graph, drawn(name, train, _TAYLOR_IMAGES, seed), budget)
+
+    return criterion
 
 
 def obd(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
@@ -94,6 +100,24 @@ def obd(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: 
                 for group in graph.groups:
                     sums[group.name] += shares @ _of_group(slopes, group, len(images)).square()
     return scores_of("obd", graph, lambda group: sums[group.name] / (2 * len(chosen)))
+
+
+def _under_attack(name: str, bundle: ModelBundle, graph: ChannelGraph, train: Split, budget: AttackBudget) -> Scores:
+    """`_first_order` at the ends of PGD's steps from one random start."""
+    from edgeprune.robustness.attacks.descent import step_lengths
+    from edgeprune.robustness.gradients import input_gradients
+    from edgeprune.robustness.norms import ascend, box, project, random_starts
+
+    def attacked(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        limits = box(images, budget, bundle.preprocessing.bounds)
+        points = project(images + random_starts(images, budget, 0), images, limits, budget)
+        for step in range(budget.steps):
+            gradients, _ = input_gradients(network, points, labels)
+            lengths = step_lengths(torch.full((len(images),), step), budget)
+            points = project(ascend(points, gradients, lengths, budget.norm), images, limits, budget)
+        return points
+
+    return _first_order(name, bundle, graph, train, attacked)
 
 
 def _first_order(name: str, bundle: ModelBundle, graph: ChannelGraph, train: Split, prepare: Prepare) -> Scores:
