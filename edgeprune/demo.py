@@ -39,13 +39,14 @@ criterion = "taylor"
 
 [recover]
 recipe = "distill"                    # the dense network teaches the pruned one
-epochs = 12
+epochs = 10
 
 [attack]
 norm = "linf"
 eps = "1/16"                          # one of the 16 gray levels
 steps = 40
 restarts = 2
+samples = 300                         # of the test images
 
 [budget]
 speedup = "1.2x"

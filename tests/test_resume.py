@@ -18,6 +18,7 @@ STAGES = (
     *("plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino"),
     *("attack-dense", "attack-compressed", "report"),
 )
+pytestmark = pytest.mark.timeout(1200)
 OUTPUTS = ("model.onnx", "model.xml", "model.bin", "pruned.pt", "plan.json", "evidence.npz")
 
 
@@ -26,7 +27,7 @@ def run(folder: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *(prefix or ("-m", "edgeprune.cli")), "compress", "model.pt"]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
 
 
