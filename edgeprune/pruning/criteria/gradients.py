@@ -21,8 +21,8 @@ from edgeprune.pruning.surgery import per_unit
 from edgeprune.types import AttackBudget, ChannelGraph, Group, ModelBundle, Scores, Split
 
 _TAYLOR_IMAGES, _BATCH = 2048, 128
-_OBD_IMAGES, _OBD_BATCH = 512, 32
-_MOST_LABELS = 10
+_OBD_IMAGES, _OBD_BATCH = 512, 16
+_ALL_LABELS, _DRAWN_LABELS = 10, 2
 ADVERSARIAL_EPSILON = 8 / 255
 """Share of the pixels' range, linf: see `adv_taylor`."""
 _ADVERSARIAL_STEPS = 5
@@ -82,7 +82,7 @@ def obd(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: 
     images, and over labels as the *network* believes them, of the squared gradient at the gate. Per image, not per
     batch (Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning", who take the data's
     labels). It is the exact second derivative where logits are linear in the gate. Up to ten classes it is computed,
-    beyond that estimated from ten labels an image, drawn by the seed. At most 512 training images. As in the paper
+    beyond that estimated from two labels an image, drawn by the seed. At most 512 training images. As in the paper
     the first order is left out: the network is taken to be trained. Errors: those of `taylor`.
     """
     chosen = drawn("obd", train, _OBD_IMAGES, seed)
@@ -148,18 +148,18 @@ def _effect(module: nn.Module, group: Group) -> Tensor:
 
 
 def _believed(logits: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Labels (N,) and how much each counts, float64 (N,): all classes by their probability, or ten draws."""
+    """Labels (N,) and how much each counts, float64 (N,): all classes by their probability, or two draws."""
     probabilities = logits.double().softmax(1)
     if not bool(torch.isfinite(probabilities).all()):
         raise PruningError("the criterion obd finds logits that are not finite")
     classes = logits.shape[1]
-    if classes <= _MOST_LABELS:
+    if classes <= _ALL_LABELS:
         for label in range(classes):
             yield torch.full((len(logits),), label), probabilities[:, label].cpu()
         return
-    draws = torch.multinomial(probabilities.cpu(), _MOST_LABELS, replacement=True, generator=generator)
+    draws = torch.multinomial(probabilities.cpu(), _DRAWN_LABELS, replacement=True, generator=generator)
     for labels in draws.T:
-        yield labels.to(logits.device), torch.full((len(logits),), 1 / _MOST_LABELS, dtype=torch.float64)
+        yield labels.to(logits.device), torch.full((len(logits),), 1 / _DRAWN_LABELS, dtype=torch.float64)
 
 
 @dataclass(slots=True, eq=False)
