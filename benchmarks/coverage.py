@@ -253,14 +253,23 @@ def check_export(pruned: ModelBundle, result: Attempt, exported: Callable[[], No
         raise ValueError(f"the exported file differs by {result.parity:.2g} of the largest logit")
 
 
-def supervised(network: str, side: str, limit: float, threads: int) -> dict[str, Any]:
-    """One attempt in a process of its own, ended with all that it started when its time is over."""
+def supervised(network: str, side: str, limit: float, threads: int, memory_gb: float = 12) -> dict[str, Any]:
+    """One attempt in a process of its own, ended with all that it started when its time is over.
+
+    Its address space is limited: one that grows without end must not take others with it.
+    """
+    started, most = time.monotonic(), int(memory_gb * 1e9)
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "attempt.json"
         command = [sys.executable, __file__, "--attempt", network, side, str(note), "--threads", str(threads)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)),  # noqa: PLW1509  # no threads here
         )
         try:
             _, errors = process.communicate(timeout=limit)
@@ -273,7 +282,7 @@ def supervised(network: str, side: str, limit: float, threads: int) -> dict[str,
         if note.exists():
             result = json.loads(note.read_text(encoding="utf-8"))
     if not result["ok"] and not result["reason"]:
-        result["reason"] = lost
+        result["reason"], result["seconds"] = lost, time.monotonic() - started
     return result
 
 
@@ -309,6 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, separated by commas (default: all 49)")
     parser.add_argument("--limit", type=float, default=240, help="seconds for each network and side")
+    parser.add_argument("--memory-gb", type=float, default=12, help="address space of each process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("coverage.json"))
     parser.add_argument("--attempt", nargs=3, metavar=("NETWORK", "SIDE", "NOTE"), help=argparse.SUPPRESS)
@@ -322,7 +332,9 @@ def main() -> None:
     print(f"{'':26} | {SIDES['ours']:34} | {SIDES['peer']}\n{'network':26} | {heading} | {heading}", flush=True)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for network in networks:
-        results[network] = {side: supervised(network, side, options.limit, options.threads) for side in SIDES}
+        results[network] = {
+            side: supervised(network, side, options.limit, options.threads, options.memory_gb) for side in SIDES
+        }
         print(row(results[network]), flush=True)
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(report(results))
