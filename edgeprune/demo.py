@@ -34,7 +34,7 @@ train = "train.npz"                   # importance, calibration, recovery
 test = "test.npz"                     # every number in the report
 
 [prune]
-macs_ratio = 0.5                      # keep half of the multiply-accumulates
+macs_ratio = 0.3                      # keep 30 % of the multiply-accumulates
 criterion = "taylor"
 
 [recover]

@@ -172,3 +172,11 @@ def test_odd_scores_of_a_plugin_are_an_error(values: list[float]) -> None:
         check_scores(graph, Scores("plugin", {"l0": np.array(values)}, "none"))
     with pytest.raises(PruningError, match="does not score l0"):
         allocate(graph, Scores("plugin", {}, "none"), Goal("ratio", 0.5), 1)
+
+
+def test_a_narrow_layer_is_not_cut_to_the_floor_to_spare_a_wide_one() -> None:
+    """Each channel of the narrow layer has most MACs, so that plain sums of importance would take all but one."""
+    graph = chain(8, 64)
+    widths = by_macs(graph, scores_of(graph), 0.5, 1)
+    assert widths["l0"] >= 4
+    assert widths["l1"] < 64

@@ -132,9 +132,15 @@ def check_scores(graph: ChannelGraph, scores: Scores) -> None:
 
 
 def _importance_lost(values: np.ndarray[tuple[int], np.dtype[np.float64]], steps: tuple[int, ...]) -> list[float]:
-    """Importance that has gone at each of a group's widths, the least important units first."""
+    """What each of a group's widths costs, the least important units first: -log of the share of importance that stays.
+
+    Half of a narrow layer costs as much as half of a wide one. Plain sums made narrow early layers, whose channels
+    have many MACs, the cheapest of all: gtsrb_net_std at 27 % of its MACs recovered to 88.7 %, with shares to 90.5 %.
+    """
     total = np.concatenate([[0.0], np.cumsum(np.sort(values))])
-    return [float(total[steps[0] - width]) for width in steps]
+    gone = np.array([total[steps[0] - width] for width in steps]) / max(total[-1], np.finfo(np.float64).tiny)
+    cost: list[float] = (-np.log1p(-np.minimum(gone, 1 - 1e-12))).tolist()
+    return cost
 
 
 def _gone(graph: ChannelGraph, widths: Mapping[str, int]) -> _Table:
