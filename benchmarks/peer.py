@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import json
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def main() -> None:
     train = open_split(config.data.train, "train", dense, seed=config.run.seed)
     test = open_split(config.data.test, "test", dense, samples=config.data.samples, seed=config.run.seed)
     candidates = {
-        f"torch-pruning {tp.__version__} uniform {options.ratio:g}": lambda: stock(
+        f"torch-pruning {version('torch-pruning')} uniform {options.ratio:g}": lambda: stock(
             dense, options.ratio, options.round_to or None
         ),
         f"edgeprune {config.prune.goal().kind} {config.prune.goal().value:g}": lambda: ours(
