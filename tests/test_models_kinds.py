@@ -96,7 +96,8 @@ def truncated(path):
 
 
 def torchscript(path):
-    torch.jit.script(plain_net()).save(path)
+    # Traced, not scripted: scripting compiles torch's own sources, which once failed in the middle of a busy CI run.
+    torch.jit.trace(plain_net().eval(), torch.zeros(1, 3, 32, 32)).save(path)
 
 
 def quantized_state():

@@ -83,7 +83,7 @@ def read(path: Path) -> Any:
 
 
 def check_archive(path: Path) -> None:
-    """ModelError for what torch.save cannot have written: cut short, unpacking to more than its size, TorchScript."""
+    """ModelError for what torch.save cannot have written: cut short, TorchScript, unpacking to more than its size."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             start = file.read(4)
@@ -97,16 +97,16 @@ def check_archive(path: Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise broken(path, error) from error
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise ModelError(
+            f"{path} is TorchScript, which cannot be pruned",
+            hint="bring the module it was made from: torch.save(model, ...), or its state_dict with --arch",
+        )
     inside = sum(member.file_size for member in members)
     if inside > path.stat().st_size:
         raise ModelError(
             f"{path} unpacks to {inside:,} bytes from {path.stat().st_size:,}: it was not written by torch.save",
             hint="if it is yours, open it in torch and save it again with torch.save",
-        )
-    if any(member.filename.endswith("/constants.pkl") for member in members):
-        raise ModelError(
-            f"{path} is TorchScript, which cannot be pruned",
-            hint="bring the module it was made from: torch.save(model, ...), or its state_dict with --arch",
         )
 
 
