@@ -171,8 +171,31 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A module that can be removed as a whole, and what stays in its place.
+
+    kind "residual": its branches go and its shortcut stays, with what follows the sum; "chain": it goes from a chain of
+    modules, and its input stays. `layers` are the convolutions and linear layers that go, `macs` and `parameters` what
+    they and their norms cost. `keep` is what an input meets instead, in order: ("module", a name inside the block) or
+    ("activation", a class of torch.nn); nothing: the identity. `silencers` are the parameters, named inside the block,
+    that silence its branches when they are zero.
+    """
+
+    name: str
+    kind: Literal["residual", "chain"]
+    layers: tuple[str, ...]
+    macs: int
+    parameters: int
+    keep: tuple[tuple[Literal["module", "activation"], str], ...] = ()
+    silencers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelGraph:
-    """Proved groups, refused ones, and the layers whose cost they share. `seconds`: tracing and proving."""
+    """Proved groups, refused ones, and the layers whose cost they share. `seconds`: tracing and proving.
+
+    `blocks` and `block_refusals` are there when `edgeprune.pruning.blocks.with_blocks` has looked for blocks.
+    """
 
     groups: tuple[Group, ...]
     refusals: tuple[Refusal, ...]
@@ -180,6 +203,8 @@ class ChannelGraph:
     macs: int
     parameters: int
     seconds: float = 0.0
+    blocks: tuple[Block, ...] = ()
+    block_refusals: tuple[Refusal, ...] = ()
 
     def group(self, name: str) -> Group:
         """The proved group called `name`; KeyError when there is none."""
@@ -201,6 +226,18 @@ class Scores:
     normalisation: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockScores:
+    """Importance of every block, by name: finite, never below zero, with a mean of 1.
+
+    `normalisation` says in words what the numbers were before.
+    """
+
+    criterion: str
+    values: Mapping[str, float]
+    normalisation: str
+
+
 GoalKind = Literal["ratio", "macs_ratio", "speedup", "latency_ms"]
 
 
@@ -208,7 +245,7 @@ GoalKind = Literal["ratio", "macs_ratio", "speedup", "latency_ms"]
 class Goal:
     """What pruning aims at.
 
-    ratio: share of the channels of every group to remove. macs_ratio: share of the MACs to keep. speedup:
+    ratio: share of the channels of every group to remove, and share of the blocks. macs_ratio: share of the MACs to keep. speedup:
     dense over compressed p50 on the first runtime. latency_ms: p50 of the compressed file there.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from edgeprune.errors import PruningError
 from edgeprune.pruning.allocation import Widths, by_macs, check_scores, macs_of
@@ -20,6 +21,9 @@ _TRIES = 7
 _SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what a noisy pair is held to
 _LEAST, _MOST = 0.01, 0.999  # MACs ratios that make sense
 
+C = TypeVar("C")
+"""A candidate: widths, or widths and blocks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -30,21 +34,21 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Aimed:
-    """The widths that were chosen, what they measured, and notes for the plan."""
+class Aimed(Generic[C]):
+    """The widths (or the candidate) that were chosen, what they measured, and notes for the plan."""
 
-    widths: Widths
+    widths: C
     timing: Timing
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Try:
+class _Try(Generic[C]):
     """`met` is the share of the goal that was reached (1 and more: it is met), `macs` the share of MACs left."""
 
     met: float
     macs: float
-    widths: Widths
+    widths: C
     timing: Timing
 
 
@@ -56,18 +60,37 @@ def aim(
     measure: Callable[[Widths], Timing],
     *,
     progress: Progress | None = None,
-) -> Aimed:
+) -> Aimed[Widths]:
     """Widths with the most MACs left that meet a `speedup` or `latency_ms` goal as measured.
 
     Where no widths meet it, the fastest ones seen, with a note that says so. PruningError when nothing can go.
     """
     check_scores(graph, scores)
-    tries: list[_Try] = []
+
+    def propose(ratio: float) -> Widths:
+        return by_macs(graph, scores, ratio, multiple)
+
+    def share_of(widths: Widths) -> float:
+        return macs_of(graph, widths) / graph.macs
+
+    return aim_among(goal, propose, share_of, measure, progress=progress)
+
+
+def aim_among(
+    goal: Goal,
+    propose: Callable[[float], C],
+    share_of: Callable[[C], float],
+    measure: Callable[[C], Timing],
+    *,
+    progress: Progress | None = None,
+) -> Aimed[C]:
+    """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has."""
+    tries: list[_Try[C]] = []
     while len(tries) < _TRIES and not any(1 <= each.met <= 1 + TOLERANCE for each in tries):
-        widths = _next_widths(graph, scores, goal, multiple, tries)
+        widths = _next_candidate(goal, propose, tries)
         if widths is None:
             break
-        share = macs_of(graph, widths) / graph.macs
+        share = share_of(widths)
         if progress:
             progress(f"measuring candidate {len(tries) + 1}: {share:.0%} of the MACs", len(tries) / _TRIES)
         timing = measure(widths)
@@ -80,13 +103,11 @@ def reached(goal: Goal, timing: Timing) -> float:
     return timing.speedup / goal.value if goal.kind == "speedup" else goal.value / timing.latency_ms
 
 
-def _next_widths(
-    graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int, tries: Sequence[_Try]
-) -> Widths | None:
+def _next_candidate(goal: Goal, propose: Callable[[float], C], tries: Sequence[_Try[C]]) -> C | None:
     """The first proposal that has not been measured; None when the bracket holds nothing new."""
     for ratio in _proposals(goal, tries):
         try:
-            widths = by_macs(graph, scores, ratio, multiple)
+            widths = propose(ratio)
         except PruningError:
             if not tries and ratio == _LEAST:
                 raise
@@ -96,7 +117,7 @@ def _next_widths(
     return None
 
 
-def _proposals(goal: Goal, tries: Sequence[_Try]) -> list[float]:
+def _proposals(goal: Goal, tries: Sequence[_Try[C]]) -> list[float]:
     """MACs ratios to try, the best guess first."""
     if not tries:
         return [1 / (goal.value * _MIDDLE) if goal.kind == "speedup" else 0.5, 0.5, _LEAST]
@@ -110,7 +131,7 @@ def _proposals(goal: Goal, tries: Sequence[_Try]) -> list[float]:
     return [ratio for ratio in best_first if low < ratio < high] + ([_LEAST] if not fast else [])
 
 
-def _guess(tries: Sequence[_Try], fast: _Try | None, slow: _Try | None) -> float:
+def _guess(tries: Sequence[_Try[C]], fast: _Try[C] | None, slow: _Try[C] | None) -> float:
     """Where the goal should be met, on a straight line in logarithms through the two tries that say most."""
     nearest = sorted(tries, key=lambda each: abs(math.log(each.met)))[:2]
     one, other = (fast, slow) if fast and slow else (nearest[0], nearest[-1])
@@ -120,7 +141,7 @@ def _guess(tries: Sequence[_Try], fast: _Try | None, slow: _Try | None) -> float
     return float(one.macs * (one.met / _MIDDLE) ** (1 / min(max(slope, _SLOPES[0]), _SLOPES[1])))
 
 
-def _choose(goal: Goal, tries: Sequence[_Try]) -> Aimed:
+def _choose(goal: Goal, tries: Sequence[_Try[C]]) -> Aimed[C]:
     name = "speed-up" if goal.kind == "speedup" else "latency"
     good = [each for each in tries if each.met >= 1]
     chosen = max(good, key=lambda each: each.macs) if good else max(tries, key=lambda each: each.met)
