@@ -102,11 +102,11 @@ def finish(run: Run, found: Found) -> Report:
         latency=found.latency,
         robustness=found.robustness,
         evidence_sha256=sha256_of(run.folder.path / EVIDENCE) if attacked else None,
-        budgets=budget.model_dump(exclude_none=True),
+        budgets=budget.stated(),
         verdict=None,
         warnings=run.warnings,
     )
-    if budget.limits():
+    if budget.rules():
         verdict = judge(report, budget, report.artifact("compressed").sha256)
         report = report.model_copy(update={"verdict": verdict})
     write_text(run.folder.path / REPORT, report.to_json())

@@ -76,7 +76,7 @@ def compress(
     from edgeprune.reporting.terminal import print_summary, print_verdict
 
     loaded = load_config(config, flags)
-    if gate and not loaded.budget.limits():
+    if gate and not loaded.budget.rules():
         raise UsageError("--gate without budgets", hint=_NO_BUDGETS)
     report = run(model, loaded, command=_command(context), console=_messages())
     if as_json:
@@ -108,7 +108,7 @@ def gate(
     from edgeprune.reporting.terminal import print_verdict
 
     budget = load_config(config, flags).budget
-    if not budget.limits():
+    if not budget.rules():
         raise UsageError("no budgets to judge by", hint=_NO_BUDGETS)
     verdict = judge_file(read_record(Report, _report_of(report)), budget, artifact)
     if as_json:

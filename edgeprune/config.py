@@ -13,12 +13,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
+from edgeprune.budgets import METRICS, BudgetConfig, Limits
 from edgeprune.errors import UsageError
 from edgeprune.protocols import did_you_mean
-from edgeprune.quantities import Bytes, Drop, Epsilon, Milliseconds, Times
+from edgeprune.quantities import Epsilon, Milliseconds, Times
+from edgeprune.sections import Section, setting
 from edgeprune.types import Goal
 
 FILE_NAME = "edgeprune.toml"
@@ -31,17 +34,6 @@ def _not_empty(value: object) -> object:
 
 
 Place = Annotated[Path, BeforeValidator(_not_empty)]
-
-
-def setting(default: Any, help: str, *, flag: str = "", **limits: Any) -> Any:
-    """A field with its help text; `flag` names the command-line option where the field's own name would not do."""
-    return Field(default, description=help, json_schema_extra={"flag": flag} if flag else None, **limits)
-
-
-class Section(BaseModel):
-    """One table of the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -176,22 +168,6 @@ class AttackConfig(Section):
         return self
 
 
-class BudgetConfig(Section):
-    accuracy_drop: Drop | None = setting(None, "Largest drop of clean accuracy.", flag="max-accuracy-drop")
-    robust_accuracy_drop: Drop | None = setting(
-        None, "Largest drop of robust accuracy.", flag="max-robust-accuracy-drop"
-    )
-    latency_ms: Milliseconds | None = setting(None, "Largest p50.", flag="max-latency-ms")
-    speedup: Times | None = setting(None, "Smallest measured speed-up.", flag="min-speedup")
-    size_bytes: Bytes | None = setting(None, "Largest file.", flag="max-size")
-    confidence: float = setting(0.95, "Confidence of the bounds that are judged.", gt=0.5, lt=1)
-
-    def limits(self) -> dict[str, float]:
-        """The budgets that were set, by name."""
-        given = self.model_dump(exclude={"confidence"})
-        return {name: float(value) for name, value in given.items() if value is not None}
-
-
 class RunConfig(Section):
     target: str = setting("cpu", "Hardware profile, by name or as a path to a TOML file.")
     out: Place | None = setting(None, "Output folder (default: runs/MODEL-TARGET).")
@@ -225,14 +201,14 @@ class Config(Section):
     recover: RecoverConfig = RecoverConfig()
     latency: LatencyConfig = LatencyConfig()
     attack: AttackConfig = AttackConfig()
-    budget: BudgetConfig = BudgetConfig()
+    budget: BudgetConfig = BudgetConfig(scopes={})
     run: RunConfig = RunConfig()
 
 
 def settings_of(section: str) -> dict[str, FieldInfo]:
-    """The settings of a section, by name."""
+    """The settings of a section, by name; tables inside a section have no flag and are not among them."""
     fields: dict[str, FieldInfo] = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    return fields
+    return {name: field for name, field in fields.items() if field.annotation != dict[str, Limits]}
 
 
 def flag_of(section: str, name: str) -> str:
@@ -278,7 +254,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(table, dict):
             raise _unknown(path, "", section)
         for name, value in table.items():
-            if isinstance(value, bool):  # pydantic would take true for 1
+            known = Config.model_fields.get(section) and settings_of(section).get(name)
+            if isinstance(value, bool) and not (known and known.annotation is bool):  # pydantic would take true for 1
                 raise UsageError(f"{section}.{name} is not a switch: {str(value).lower()}", where=f"in {path}")
     _place(tables, path.parent)
     return tables
@@ -308,6 +285,8 @@ def _explain(error: ValidationError, path: Path | None, merged: Tables, flags: T
     """The first thing that is wrong, in the words of the place where the user wrote it."""
     first = error.errors(include_url=False)[0]
     section, name = (*(str(part) for part in first["loc"]), "", "")[:2]
+    if name == "scopes":
+        return _explain_scope(first, path)
     if first["type"] == "extra_forbidden":
         return _unknown(path, section if name else "", name or section)
     message = first["msg"].removeprefix("Value error, ")
@@ -325,6 +304,17 @@ def _explain(error: ValidationError, path: Path | None, merged: Tables, flags: T
     if first["type"] != "value_error":
         message = _LIMITS.get(first["type"], f"must be {_expected(field.annotation)}").format(**first.get("ctx", {}))
     return UsageError(f"{place}: {message}", where=where)
+
+
+def _explain_scope(first: ErrorDetails, path: Path | None) -> UsageError:
+    """What is wrong in a table such as [budget.openvino]."""
+    scope, *rest = (str(part) for part in first["loc"][2:])
+    where, place = f"in {path}" if path else "", f"budget.{scope}" + "".join(f".{part}" for part in rest[:1])
+    if first["type"] == "extra_forbidden":
+        hint = "it belongs into [budget]" if rest[0] in settings_of("budget") else did_you_mean(rest[0], METRICS)
+        return UsageError(f"unknown key {where}: {place}", hint=hint)
+    message = _LIMITS.get(first["type"], first["msg"].removeprefix("Value error, ")).format(**first.get("ctx", {}))
+    return UsageError(f"{place} = {_toml(first['input'])}: {message}", where=where)
 
 
 def _nearest(word: str, known: tuple[str, ...]) -> str:
@@ -347,7 +337,7 @@ def _unknown(path: Path | None, section: str, name: str) -> UsageError:
 
 def _expected(annotation: Any) -> str:
     """In words, what a setting of this type takes: "a whole number", "3 whole numbers"."""
-    kinds = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     arguments = get_args(annotation)
     if annotation in kinds:
         return kinds[annotation]

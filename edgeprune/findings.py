@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from edgeprune.budgets import AT_LEAST
 from edgeprune.records import (
     Artifact,
     Interval,
     LatencyComparison,
     PairedDrop,
+    Proportion,
     Report,
     RobustnessComparison,
     Unmeasured,
 )
-from edgeprune.reporting.numbers import milliseconds, points, span, times
-
-AT_LEAST = frozenset({"speedup"})
-"""Budgets that are floors; all others are ceilings."""
+from edgeprune.reporting.numbers import milliseconds, percent, points, short, size, span, times
 
 Cause = Literal["", "attack", "images", "noise", "confidence"]
+
+ON_DATA = frozenset({"accuracy", "robust_accuracy", "accuracy_drop", "robust_accuracy_drop"})
+"""Budgets that are judged on test images."""
 
 _M = TypeVar("_M")
 _NOTHING = 1e-9
@@ -36,7 +38,8 @@ class Finding:
     """What a report knows about one budget of one file.
 
     `missing` and `doubt` say why there is no number, or why it supports no conclusion (`cause` in a word); `basis`
-    what was judged, on how many `images`.
+    what was judged, on how many `images`. `stale` says why the number is about something else. `places` are the
+    runtime, precision and target that it was measured in.
     """
 
     subject: str
@@ -48,20 +51,50 @@ class Finding:
     cause: Cause = ""
     missing: str = ""
     images: int = 0
+    stale: str = ""
+    places: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One file of a report, and the one-sided confidence that its bounds must have."""
+    """One file of a report, the one-sided confidence that its bounds must have, and what may count.
+
+    `test_digest`: how the digest of the test data must begin ("": any data).
+    """
 
     report: Report
     artifact: Artifact
     confidence: float
+    allow_estimates: bool = False
+    test_digest: str = ""
+
+    @property
+    def places(self) -> frozenset[str]:
+        """The runtimes that were found to serve the file, its format and precision, and the target."""
+        served = {item.runtime.name for item in self.report.parity if item.sha256 == self.artifact.sha256}
+        return frozenset({*served, self.artifact.format, self.artifact.precision, self.report.target.name})
+
+    def served_by(self, runtime: str, target: str = "") -> frozenset[str]:
+        """Where a number of this file was measured."""
+        return frozenset({runtime, self.artifact.precision, target or self.report.target.name})
 
 
 def findings(metric: str, case: Case, limit: float) -> tuple[Finding, ...]:
     """At least one finding; several where several runtimes measured the file."""
-    return tuple(_sane(metric, finding) for finding in _FINDERS[metric](case, limit))
+    found = (_sane(metric, finding) for finding in _FINDERS[metric](case, limit))
+    stale = _other_data(case) if metric in ON_DATA else ""
+    return tuple(replace(finding, stale=stale, places=finding.places or case.places) for finding in found)
+
+
+def _other_data(case: Case) -> str:
+    """Why the images behind the report are not those that the budget names; empty when they are."""
+    for split in case.report.data:
+        if split.role == "test" and not split.digest.startswith(case.test_digest):
+            return (
+                f"measured on other test data: {split.name} has the digest {short(split.digest)}, "
+                f"the budget asks for {short(case.test_digest)}"
+            )
+    return ""
 
 
 def _sane(metric: str, finding: Finding) -> Finding:
@@ -72,6 +105,8 @@ def _sane(metric: str, finding: Finding) -> Finding:
     numbers = all(math.isfinite(value) for value in (actual, bound))
     if metric.endswith("_drop"):
         possible = numbers and -1 <= actual <= 1 and actual - _SLACK <= bound <= 1 + _SLACK
+    elif metric in ON_DATA:
+        possible = numbers and 0 <= bound <= actual + _SLACK <= 1 + 2 * _SLACK
     else:
         excess = actual - bound if metric in AT_LEAST else bound - actual
         possible = numbers and actual > 0 and bound > 0 and excess >= -_SLACK * actual
@@ -88,25 +123,70 @@ def _accuracy(case: Case, limit: float) -> Iterable[Finding]:
     return tuple(_drop(case, item.drop, item.runtime.name, limit) for item in found)
 
 
+def _accuracy_floor(case: Case, limit: float) -> Iterable[Finding]:
+    found = _about(case, case.report.accuracy, lambda item: item.compressed_sha256)
+    if isinstance(found, Finding):
+        return (found,)
+    return tuple(_floor(case, item.compressed, item.runtime.name, limit) for item in found)
+
+
+def _robust_floor(case: Case, limit: float) -> Iterable[Finding]:
+    found = _attacks(case)
+    if isinstance(found, Finding):
+        return (found,)
+    return tuple(_believed(item, _floor(case, item.compressed.robust, _attack_of(item), limit)) for item in found)
+
+
+def _floor(case: Case, share: Proportion, subject: str, limit: float) -> Finding:
+    """A share of the images and its lower bound at the budget's confidence."""
+    if not 0 <= share.count <= share.total or not share.total:
+        return Finding(subject, missing=f"the report's counts make no sense: {share.count} of {share.total}")
+    bound, confidence = share.interval.low, (1 + share.interval.confidence) / 2
+    if confidence < case.confidence - 1e-9:
+        from edgeprune.robustness.statistics import proportion
+
+        confidence = case.confidence
+        bound = proportion(share.count, share.total, 2 * confidence - 1).interval.low
+    basis = f"{share.count:,} of {share.total:,} images"
+    places = case.served_by(subject.partition(",")[0])
+    finding = Finding(subject, share.value, bound, confidence, basis=basis, images=share.total, places=places)
+    best = 1 - least_bound(share.total, confidence)
+    if bound < limit <= share.value and best < limit:
+        doubt = f"{share.total:,} images are too few: all of them right would show no more than {percent(best)}"
+        return replace(finding, doubt=doubt, cause="images")
+    return finding
+
+
 def _robustness(case: Case, limit: float) -> Iterable[Finding]:
-    measured = case.report.robustness
-    every = measured if isinstance(measured, Unmeasured) else (measured,)
-    found = _about(case, every, lambda item: item.compressed.sha256)
+    found = _attacks(case)
     if isinstance(found, Finding):
         return (found,)
     return tuple(_attacked(case, item, limit) for item in found)
 
 
+def _attacks(case: Case) -> tuple[RobustnessComparison, ...] | Finding:
+    measured = case.report.robustness
+    every = measured if isinstance(measured, Unmeasured) else (measured,)
+    return _about(case, every, lambda item: item.compressed.sha256)
+
+
+def _attack_of(item: RobustnessComparison) -> str:
+    return f"{item.runtime.name}, {item.threat.attack} {item.threat.norm} {item.threat.epsilon}"
+
+
 def _attacked(case: Case, item: RobustnessComparison, limit: float) -> Finding:
-    threat = item.threat
-    subject = f"{item.runtime.name}, {threat.attack} {threat.norm} {threat.epsilon}"
-    finding = _drop(case, item.drop, subject, limit)
-    if not item.conclusive:
-        reasons = "; ".join(item.warnings) or "its own checks did not hold"
-        return replace(finding, doubt=f"the attack is not conclusive: {reasons}", cause="attack")
-    if item.dense.robust.count == 0 and finding.basis:
+    finding = _believed(item, _drop(case, item.drop, _attack_of(item), limit))
+    if item.dense.robust.count == 0 and finding.basis and not finding.doubt:
         return replace(finding, basis=f"{finding.basis}; the dense file has no robust accuracy to lose")
     return finding
+
+
+def _believed(item: RobustnessComparison, finding: Finding) -> Finding:
+    """The finding, or one in doubt when the attack doubts itself."""
+    if item.conclusive:
+        return finding
+    reasons = "; ".join(item.warnings) or "its own checks did not hold"
+    return replace(finding, doubt=f"the attack is not conclusive: {reasons}", cause="attack")
 
 
 def _drop(case: Case, drop: PairedDrop, subject: str, limit: float) -> Finding:
@@ -116,7 +196,8 @@ def _drop(case: Case, drop: PairedDrop, subject: str, limit: float) -> Finding:
         return Finding(subject, missing=f"the report's counts make no sense: {counts}")
     basis = f"{drop.total:,} paired images: {drop.dense_only:,} lost, {drop.compressed_only:,} won"
     bound = _upper(drop, case.confidence)
-    finding = Finding(subject, drop.value, bound, case.confidence, basis=basis, images=drop.total)
+    places = case.served_by(subject.partition(",")[0])
+    finding = Finding(subject, drop.value, bound, case.confidence, basis=basis, images=drop.total, places=places)
     if bound > limit >= drop.value and least_bound(drop.total, case.confidence) > limit:
         return replace(finding, doubt=too_few(drop.total, limit, case.confidence), cause="images")
     return finding
@@ -140,30 +221,57 @@ def too_few(total: int, limit: float, confidence: float) -> str:
 
 
 def _latency(case: Case, _limit: float) -> Iterable[Finding]:
-    found = _timings(case)
-    if isinstance(found, Finding):
-        return (found,)
-    return tuple(
-        _timed(case, item, item.compressed.p50_ms, item.compressed.p50_interval, "high")
-        for item in found
-        if item.compressed is not None
-    )
+    return _each_timing(case, lambda item: _ceiling(case, item, "p50"))
+
+
+def _p90(case: Case, _limit: float) -> Iterable[Finding]:
+    return _each_timing(case, lambda item: _ceiling(case, item, "p90"))
+
+
+def _ceiling(case: Case, item: LatencyComparison, quantile: Literal["p50", "p90"]) -> Finding:
+    stats = item.compressed
+    if stats is None:
+        return Finding(_place(item), missing="the dense file alone was timed")
+    if quantile == "p50":
+        return _timed(case, item, stats.p50_ms, stats.p50_interval, "high")
+    if stats.p90_ms is None or stats.p90_interval is None:
+        return Finding(_place(item), missing=f"{stats.samples:,} samples of {item.processes} process(es) give no p90")
+    return _timed(case, item, stats.p90_ms, stats.p90_interval, "high")
 
 
 def _speedup(case: Case, _limit: float) -> Iterable[Finding]:
-    found = _timings(case)
-    if isinstance(found, Finding):
-        return (found,)
-    return tuple(
-        Finding(_place(item), missing="no speed-up was measured")
-        if item.speedup is None
-        else _timed(case, item, item.speedup.value, item.speedup.interval, "low")
-        for item in found
+    return _each_timing(
+        case,
+        lambda item: (
+            Finding(_place(item), missing="no speed-up was measured")
+            if item.speedup is None
+            else _timed(case, item, item.speedup.value, item.speedup.interval, "low")
+        ),
     )
 
 
-def _timings(case: Case) -> tuple[LatencyComparison, ...] | Finding:
-    return _about(case, case.report.latency, lambda item: item.compressed.sha256 if item.compressed else "")
+def _memory(case: Case, _limit: float) -> Iterable[Finding]:
+    def peak(item: LatencyComparison) -> Finding:
+        basis = f"{size(item.peak_rss_bytes)} in the process that timed it, which held both files: at most that much"
+        return Finding(_place(item), item.peak_rss_bytes, item.peak_rss_bytes, basis=basis)
+
+    return _each_timing(case, peak)
+
+
+def _each_timing(case: Case, find: Callable[[LatencyComparison], Finding]) -> Iterable[Finding]:
+    """A finding for every timing of the file; an estimate is none unless the budget lets it count."""
+    found = _about(case, case.report.latency, lambda item: item.compressed.sha256 if item.compressed else "")
+    if isinstance(found, Finding):
+        return (found,)
+    findings = []
+    for item in found:
+        places = case.served_by(item.runtime.name, item.target)
+        if not item.kind.startswith("measured") and not case.allow_estimates:
+            missing = f"{item.kind}, not measured, and allow_estimates is not set"
+            findings.append(Finding(_place(item), missing=missing, places=places))
+            continue
+        findings.append(replace(find(item), places=places))
+    return tuple(findings)
 
 
 def _timed(
@@ -193,6 +301,24 @@ def _size(case: Case, _limit: float) -> Iterable[Finding]:
     names = " + ".join((case.artifact.path, *(name for name, _, _ in case.artifact.companions)))
     total = float(case.artifact.total_bytes)
     return (Finding(names, total, total, basis=f"{case.artifact.total_bytes:,} bytes"),)
+
+
+def _size_ratio(case: Case, _limit: float) -> Iterable[Finding]:
+    shipped, wanted = case.artifact, ("dense", case.artifact.format)
+    dense = next((item for item in case.report.artifacts if (item.side, item.format) == wanted), None)
+    if dense is None or dense.total_bytes <= 0:
+        return (Finding(shipped.path, missing="the dense network was not exported in this format"),)
+    ratio = shipped.total_bytes / dense.total_bytes
+    basis = f"{shipped.total_bytes:,} of {dense.total_bytes:,} bytes"
+    return (Finding(f"{shipped.path} against {dense.path}", ratio, ratio, basis=basis),)
+
+
+def _macs_ratio(case: Case, _limit: float) -> Iterable[Finding]:
+    plan = case.report.plan
+    if plan.dense_macs <= 0:
+        return (Finding("the network", missing="the plan counts no MACs"),)
+    ratio = plan.macs / plan.dense_macs
+    return (Finding("the network", ratio, ratio, basis=f"{plan.macs:,} of {plan.dense_macs:,} MACs"),)
 
 
 def _place(item: LatencyComparison) -> str:
@@ -227,9 +353,15 @@ def least_samples(limit: float, confidence: float) -> int | None:
 
 
 _FINDERS: dict[str, Callable[[Case, float], Iterable[Finding]]] = {
+    "accuracy": _accuracy_floor,
+    "robust_accuracy": _robust_floor,
     "accuracy_drop": _accuracy,
     "robust_accuracy_drop": _robustness,
     "latency_ms": _latency,
+    "latency_p90_ms": _p90,
     "speedup": _speedup,
     "size_bytes": _size,
+    "size_ratio": _size_ratio,
+    "macs_ratio": _macs_ratio,
+    "memory_bytes": _memory,
 }

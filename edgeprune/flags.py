@@ -68,7 +68,14 @@ def _parameter(section: str, name: str) -> inspect.Parameter:
 
 def _metavar(annotation: Any) -> str:
     text = str(annotation)
-    for word, metavar in (("tuple", "A,B,..."), ("dict", "JSON"), ("Path", "PATH"), ("int", "N"), ("float", "X")):
+    for word, metavar in (
+        ("bool", "true|false"),
+        ("tuple", "A,B,..."),
+        ("dict", "JSON"),
+        ("Path", "PATH"),
+        ("int", "N"),
+        ("float", "X"),
+    ):
         if word in text:
             return metavar
     return "TEXT"

@@ -7,6 +7,8 @@ number that makes no sense, a measurement that doubts itself, fewer images than 
 
 Pure, except for `judge_file`, which hashes the file and its companions. Imports neither torch nor a runtime, and
 scipy only when a budget's confidence is not the one that the report's bounds were computed at.
+
+A budget of the level `warn` has its row, and never decides: a report about another file fails all the same.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from edgeprune.config import BudgetConfig
+from edgeprune.budgets import AT_LEAST, BudgetConfig, Rule
 from edgeprune.errors import ExitCode, UsageError
 from edgeprune.files import sha256_of
-from edgeprune.findings import AT_LEAST, Case, Finding, findings, least_bound, least_samples, too_few
+from edgeprune.findings import Case, Finding, findings, least_bound, least_samples, too_few
+from edgeprune.protocols import did_you_mean, names
 from edgeprune.records import Artifact, GateRow, Report, Verdict
 from edgeprune.remedies import remedy
 from edgeprune.reporting.numbers import points, quantity, short
@@ -27,13 +30,23 @@ NO_BUDGETS = (
     '[budget]\naccuracy_drop = "2 pt"\nrobust_accuracy_drop = "2 pt"\nspeedup = "1.5x"'
 )
 
-Unit = Literal["fraction", "ms", "x", "bytes"]
+NOT_FOR_THIS = (
+    "no budget is for this file: those in the tables of [budget] are for another runtime, precision or target"
+)
+
+Unit = Literal["fraction", "share", "ms", "x", "bytes"]
 _UNITS: dict[str, Unit] = {
+    "accuracy": "share",
+    "robust_accuracy": "share",
     "accuracy_drop": "fraction",
     "robust_accuracy_drop": "fraction",
     "latency_ms": "ms",
+    "latency_p90_ms": "ms",
     "speedup": "x",
     "size_bytes": "bytes",
+    "size_ratio": "x",
+    "macs_ratio": "x",
+    "memory_bytes": "bytes",
 }
 _ORDER = ("fail", "stale", "missing", "inconclusive", "pass")
 
@@ -100,43 +113,86 @@ def unsupported(budget: BudgetConfig, samples: int, attacked: int | None = None)
 
 
 def _judge(report: Report, budget: BudgetConfig, digest: str, stale: str) -> Verdict:
-    limits = budget.limits()
-    if not limits:
+    rules = budget.rules()
+    if not rules:
         return Verdict(status="no budgets", artifact_sha256=digest, rows=(), reason=NO_BUDGETS)
     artifact = _shipped(report, digest)
     rows: list[GateRow] = []
-    for metric, limit in limits.items():
-        if stale or artifact is None:
-            rows.append(_row(report, metric, limit, Finding("this file", missing=stale), stale=True))
-            continue
-        found = findings(metric, Case(report, artifact, budget.confidence), limit)
-        rows.extend(_row(report, metric, limit, finding) for finding in found)
-    rows.sort(key=lambda row: _ORDER.index(row.status))
+    if stale or artifact is None:
+        another = Finding("this file", stale=stale)
+        rows.extend(_row(report, Rule(rule.metric, rule.limit, scope=rule.scope), another) for rule in rules)
+    else:
+        case = Case(report, artifact, budget.confidence, budget.allow_estimates, budget.test_digest or "")
+        for rule in rules:
+            rows.extend(_row(report, rule, finding) for finding in _concerned(rule, rules, case))
+    if not rows:
+        return Verdict(status="no budgets", artifact_sha256=digest, rows=(), reason=NOT_FOR_THIS)
+    rows.sort(key=lambda row: (row.status == "pass", row.level == "warn", _ORDER.index(row.status)))
     return Verdict(status=_status(rows), artifact_sha256=digest, rows=tuple(rows), reason=stale or _summary(rows))
 
 
-def _row(report: Report, metric: str, limit: float, finding: Finding, *, stale: bool = False) -> GateRow:
-    at_least = metric in AT_LEAST
+def _concerned(rule: Rule, rules: tuple[Rule, ...], case: Case) -> tuple[Finding, ...]:
+    """The findings that a rule is for: those of its scope, or those that no scope has a rule of its own for."""
+    found = findings(rule.metric, case, rule.limit)
+    if not rule.scope:
+        scopes = {other.scope for other in rules if other.scope and other.metric == rule.metric}
+        return tuple(finding for finding in found if not scopes & finding.places)
+    known = _known_places(case.report)
+    if rule.scope not in known and rule.scope not in _installed():
+        hint = did_you_mean(rule.scope, tuple(sorted(known)))
+        return (Finding(f"[budget.{rule.scope}]", missing=f"no runtime, precision or target of this name: {hint}"),)
+    meant = tuple(finding for finding in found if rule.scope in finding.places)
+    if not meant and rule.scope in case.places:
+        return (Finding(case.artifact.path, missing=f"not measured on this file in {rule.scope}"),)
+    return meant
+
+
+def _known_places(report: Report) -> frozenset[str]:
+    """Every runtime, format, precision and target that the report names."""
+    timed = report.latency if isinstance(report.latency, tuple) else ()
+    return frozenset(
+        {
+            report.target.name,
+            *(item.runtime.name for item in report.parity),
+            *(item.runtime.name for item in timed),
+            *(item.target for item in timed),
+            *(word for item in report.artifacts for word in (item.format, item.precision)),
+        }
+    )
+
+
+def _installed() -> frozenset[str]:
+    """Runtimes and targets that a shared configuration may name although this report has nothing of them."""
+    from edgeprune.latency.profiles import list_profiles
+
+    return frozenset({*names("runtime"), *(profile.name for profile in list_profiles()), "float32", "int8"})
+
+
+def _row(report: Report, rule: Rule, finding: Finding) -> GateRow:
+    at_least = rule.metric in AT_LEAST
     distance: float | None = None
+    bound, actual = (None, None) if finding.stale else (finding.bound, finding.actual)
     status: Literal["pass", "fail", "stale", "missing", "inconclusive"] = "missing"
-    if stale:
+    if finding.stale:
         status = "stale"
-    elif finding.bound is not None:
-        distance = finding.bound - limit if at_least else limit - finding.bound
+    elif bound is not None:
+        distance = bound - rule.limit if at_least else rule.limit - bound
         status = "inconclusive" if finding.doubt else "pass" if distance >= 0 else "fail"
     row = GateRow(
-        metric=metric,
+        metric=rule.metric,
         subject=finding.subject,
         operator=">=" if at_least else "<=",
-        limit=limit,
-        unit=_UNITS[metric],
-        actual=finding.actual,
-        bound=finding.bound,
-        confidence=finding.confidence,
+        limit=rule.limit,
+        unit=_UNITS[rule.metric],
+        actual=actual,
+        bound=bound,
+        confidence=None if finding.stale else finding.confidence,
         status=status,
         distance=distance,
-        reason=finding.missing or finding.doubt or finding.basis,
+        reason=finding.stale or finding.missing or finding.doubt or finding.basis,
         remedy="",
+        level=rule.level,
+        scope=rule.scope,
     )
     return row.model_copy(update={"remedy": remedy(row, finding, report)})
 
@@ -175,24 +231,33 @@ def _strange_companion(artifact: Artifact, folder: Path) -> str:
 
 
 def _status(rows: list[GateRow]) -> Literal["passed", "failed", "inconclusive"]:
-    found = {row.status for row in rows}
+    found = {row.status for row in rows if row.level == "error"}
     if found & {"fail", "stale", "missing"}:
         return "failed"
     return "inconclusive" if "inconclusive" in found else "passed"
 
 
 def _summary(rows: list[GateRow]) -> str:
-    """One line: how many rows pass, and the first that does not."""
+    """One line: how many rows pass, and the first that does not; then the warnings."""
     good = sum(row.status == "pass" for row in rows)
+    warned = [row for row in rows if row.level == "warn" and row.status != "pass"]
     if good == len(rows):
         return "the one budget holds" if good == 1 else f"all {good} budgets hold"
+    if len(warned) == len(rows) - good:
+        which = " and ".join(dict.fromkeys(row.metric.replace("_", " ") for row in warned))
+        held = f"{good} of {len(rows)} budgets hold; " if good else ""
+        return f"{held}{which} only warn{'s' if len(warned) == 1 else ''}: {_fault(warned[0])}"
     first = rows[0]
-    name = first.metric.replace("_", " ")
-    if first.status == "fail" and first.bound is not None:
-        could = "may be as low as" if first.operator == ">=" else "may be as high as"
-        could = "is" if first.confidence is None else could
+    return f"{good} of {len(rows)} budgets hold; {first.metric.replace('_', ' ')}{_fault(first, ': ')}"
+
+
+def _fault(row: GateRow, before_reason: str = "") -> str:
+    """What is wrong with a row that does not pass."""
+    if row.status == "fail" and row.bound is not None:
+        could = "may be as low as" if row.operator == ">=" else "may be as high as"
+        could = "is" if row.confidence is None else could
         return (
-            f"{good} of {len(rows)} budgets hold; {name} {could} {quantity(first.bound, first.unit)}, "
-            f"the limit is {quantity(first.limit, first.unit)}"
+            f"{' ' if before_reason else ''}{could} {quantity(row.bound, row.unit)}, "
+            f"the limit is {quantity(row.limit, row.unit)}"
         )
-    return f"{good} of {len(rows)} budgets hold; {name}: {first.reason}"
+    return f"{before_reason}{row.reason}"

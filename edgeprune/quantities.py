@@ -19,10 +19,14 @@ _UNITS = {
     "ms": Decimal(1),
     "s": Decimal(1000),
     "B": Decimal(1),
+    "us": Decimal("0.001"),
     "kB": Decimal(1000),
+    "KB": Decimal(1000),
     "MB": Decimal(10**6),
+    "GB": Decimal(10**9),
     "KiB": Decimal(1024),
     "MiB": Decimal(1024**2),
+    "GiB": Decimal(1024**3),
 }
 _LARGEST_EPSILON = 10**6
 
@@ -43,7 +47,13 @@ def _quantity(example: str, *units: str) -> BeforeValidator:
         except InvalidOperation:
             raise ValueError(f'must be a number such as "{example}" (units: {", ".join(units)})') from None
 
-    return BeforeValidator(read)
+    return BeforeValidator(read, json_schema_input_type=float | str)
+
+
+def _a_share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError('must be above 0 and at most 100 % (ninety percent are "90 %" or 0.9)')
+    return value
 
 
 def _a_drop(value: float) -> float:
@@ -67,7 +77,8 @@ def _exact(value: object) -> object:
 
 
 Drop = Annotated[float, _quantity("2 pt", "pt", "%"), AfterValidator(_a_drop)]
-Bytes = Annotated[float, _quantity("500 kB", "B", "kB", "MB", "KiB", "MiB"), Field(gt=0)]
-Milliseconds = Annotated[float, _quantity("3.5 ms", "ms", "s"), Field(gt=0)]
-Times = Annotated[float, _quantity("1.5x", "x"), Field(gt=0)]
-Epsilon = Annotated[str, BeforeValidator(_exact)]
+Share = Annotated[float, _quantity("90 %", "%"), AfterValidator(_a_share)]
+Bytes = Annotated[float, _quantity("500 kB", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"), Field(gt=0)]
+Milliseconds = Annotated[float, _quantity("3.5 ms", "us", "ms", "s"), Field(gt=0)]
+Times = Annotated[float, _quantity("1.5x", "x", "%"), Field(gt=0)]
+Epsilon = Annotated[str, BeforeValidator(_exact, json_schema_input_type=float | str)]

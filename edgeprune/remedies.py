@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 from edgeprune.config import RecoverConfig, flag_of
-from edgeprune.findings import Finding
+from edgeprune.findings import ON_DATA, Finding
 from edgeprune.records import GateRow, Report, Unmeasured
-from edgeprune.reporting.numbers import points, size
+from edgeprune.reporting.numbers import percent, points, size
 
 _LEAST_ROOM = 0.05  # of the bound's distance: below this, hundreds of times the images would be needed
 _MARGIN = 0.03  # aim this much beyond a limit, so that the interval clears it too
@@ -23,11 +23,13 @@ def remedy(row: GateRow, finding: Finding, report: Report) -> str:
     """
     if row.status == "pass":
         return ""
+    if row.status == "stale" and finding.subject != "this file":
+        return f"run `edgeprune compress` again with the test data of that digest ({_flag('data', 'test')})"
     if row.status == "stale":
         return "run `edgeprune compress` again and judge the file that it writes, or judge with that file's own report"
     if row.status == "missing":
         return _measure_it(row, report)
-    if row.metric.endswith("_drop"):
+    if row.metric in ON_DATA:
         return _better_drop(row, finding, report)
     if row.status == "inconclusive":
         return _steadier(finding, report)
@@ -35,24 +37,27 @@ def remedy(row: GateRow, finding: Finding, report: Report) -> str:
 
 
 def _measure_it(row: GateRow, report: Report) -> str:
-    measured = {
-        "accuracy_drop": report.accuracy,
-        "robust_accuracy_drop": report.robustness,
-        "latency_ms": report.latency,
-        "speedup": report.latency,
-    }.get(row.metric)
-    if row.metric.endswith("_drop") and isinstance(measured, Unmeasured):
+    if row.subject == f"[budget.{row.scope}]":
+        return "name a runtime, a precision or a target, or remove the table"
+    robust = row.metric.startswith("robust_")
+    measured = report.robustness if robust else report.accuracy
+    if row.metric in ON_DATA and isinstance(measured, Unmeasured):
         return f"give labelled test images with {_flag('data', 'test')} and run `edgeprune compress` again"
-    if row.metric == "robust_accuracy_drop":
+    if robust:
         return f"ship the file that was attacked, or attack this one: `edgeprune attack {row.subject}`"
-    if row.metric == "size_bytes":
+    if row.metric in ("size_bytes", "size_ratio", "macs_ratio"):
         return "run `edgeprune compress` again"
+    if "allow_estimates" in row.reason:
+        return "measure on the device, or set allow_estimates = true in [budget]"
+    if row.metric == "latency_p90_ms" and "no p90" in row.reason:
+        flags = _flag("latency", "processes"), _flag("latency", "blocks")
+        return f"measure longer: {flags[0]} 5 {flags[1]} 24"
     return f"add this file's runtime to {_flag('latency', 'runtimes')} and run `edgeprune compress` again"
 
 
 def _better_drop(row: GateRow, finding: Finding, report: Report) -> str:
     """More images where only the bound is beyond the limit; otherwise a longer recovery or a milder goal."""
-    robust = row.metric == "robust_accuracy_drop"
+    robust = row.metric.startswith("robust_")
     flag = _flag("attack", "samples") if robust else _flag("data", "samples")
     if row.actual is None or row.bound is None:
         return ""
@@ -60,13 +65,13 @@ def _better_drop(row: GateRow, finding: Finding, report: Report) -> str:
         steps = _flag("attack", "steps"), _flag("attack", "restarts")
         return f"make the attack stronger ({steps[0]} 100, {steps[1]} 5) and look at its health in the report"
     better = f"{_recover(report)}, or {_goal(report, harder=False)}"
-    if row.actual > row.limit:
+    if row.actual < row.limit if row.operator == ">=" else row.actual > row.limit:
         return better
-    doubt, room = row.bound - row.actual, row.limit - row.actual
+    doubt, room = abs(row.bound - row.actual), abs(row.limit - row.actual)
     if room <= _LEAST_ROOM * doubt:
-        return f"{better}; more images alone would not help, the measured drop is as good as at the limit"
+        return f"{better}; more images alone would not help, what was measured is as good as at the limit"
     needed = math.ceil(finding.images * (doubt / room) ** 2)  # a bound's distance shrinks with the root of the images
-    within = f"the measured drop ({points(row.actual)}) is within the limit, its bound is not"
+    within = f"the measured {_word(row)} is within the limit, its bound is not"
     images = f"judge on about {_rounded_up(needed):,} test images"
     if needed <= max((split.samples for split in report.data if split.role == "test"), default=0):
         return f"{within}: {images} ({flag} {_rounded_up(needed)}), or {better}"
@@ -88,8 +93,21 @@ def _faster_or_smaller(row: GateRow, report: Report) -> str:
         return f"aim higher: {_flag('prune', 'speedup')} {row.limit * (1 + _MARGIN):.3g}"
     if row.metric == "latency_ms":
         return f"aim lower: {_flag('prune', 'latency_ms')} {row.limit * (1 - _MARGIN):.3g}"
+    if row.metric == "latency_p90_ms":
+        ratio = row.limit / row.bound if row.bound else 1.0
+        return f"aim lower, at a p50 {ratio * (1 - _MARGIN):.2g} times today's ({_flag('prune', 'latency_ms')})"
+    if row.metric == "macs_ratio":
+        return f"aim lower: {_flag('prune', 'macs_ratio')} {row.limit * (1 - _MARGIN):.2g}"
+    if row.metric == "size_ratio":
+        return _goal(report, harder=True)
     beyond = "" if row.distance is None else f"{size(-row.distance)} must go: "
     return f"{beyond}{_goal(report, harder=True)}"
+
+
+def _word(row: GateRow) -> str:
+    """ "drop (0.8 pt)", "accuracy (91.2 %)"."""
+    value = 0.0 if row.actual is None else row.actual
+    return f"drop ({points(value)})" if row.metric.endswith("_drop") else f"accuracy ({percent(value)})"
 
 
 def _recover(report: Report) -> str:

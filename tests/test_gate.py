@@ -28,7 +28,7 @@ from report_examples import (
     unmeasured_report,
 )
 
-from edgeprune.config import BudgetConfig
+from edgeprune.budgets import BudgetConfig
 from edgeprune.errors import ExitCode, UsageError
 from edgeprune.files import sha256_of
 from edgeprune.findings import least_bound, least_samples
@@ -381,7 +381,7 @@ def test_tolerances_that_the_samples_cannot_support_are_named_before_a_run() -> 
 def test_judging_imports_neither_torch_nor_scipy() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from report_examples import *;"
-        "from edgeprune.config import BudgetConfig; from edgeprune.gate import judge;"
+        "from edgeprune.budgets import BudgetConfig; from edgeprune.gate import judge;"
         "from edgeprune.reporting.terminal import print_verdict; from rich.console import Console;"
         "print_verdict(judge(example_report(), BudgetConfig(accuracy_drop=0.01, speedup=1.5), ONNX), Console());"
         "print({'torch', 'scipy', 'numpy', 'onnxruntime', 'jinja2'} & set(sys.modules))"

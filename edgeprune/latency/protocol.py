@@ -197,7 +197,26 @@ def _stats(run: _Run, label: Label, file: LatencyFile) -> LatencyStats:
         cold_start_ms=median(cold.values()),
         samples=len(counted),
         preempted=sum(sum(block.preempted) for block in blocks),
+        p90_interval=_p90_interval(run, label),
     )
+
+
+def _p90_interval(run: _Run, label: Label) -> Interval | None:
+    """Around the p90 of all counted samples: the spread of the processes' own p90s, as a ratio's is taken.
+
+    A block is too short for a p90 of its own, so rounds cannot be drawn; a single process supports no interval.
+    """
+    of: dict[int, list[float]] = {}
+    for block in run.samples[label]:
+        of.setdefault(block.process, []).extend(_counted(block, run.hopeless))
+    pooled = [ms for samples in of.values() for ms in samples]
+    if len(pooled) < LEAST_FOR_P90 or len(of) < 2 or not all(of.values()):
+        return None
+    logs = np.log([np.quantile(samples, 0.9) for samples in of.values()])
+    drawn = np.random.default_rng(run.request.seed).integers(0, len(logs), (RESAMPLES, len(logs)))
+    low, high = _arms(logs[drawn].mean(axis=1) - logs.mean(), len(logs))
+    p90 = float(np.quantile(pooled, 0.9))
+    return Interval(low=p90 * math.exp(low), high=p90 * math.exp(high))
 
 
 def _judge(

@@ -60,7 +60,8 @@ class LatencyStats(Record):
     """Quantiles of one file's samples, preempted ones left out. A quantile without enough samples is None.
 
     `samples` counts what the figures rest on, `preempted` the iterations that lost the processor; where more than
-    half did, the figures hold them, too, and the comparison is inconclusive. `cold_start_ms` (load and first
+    half did, the figures hold them, too, and the comparison is inconclusive. `p90_interval` is None where p90 is, and
+    in a single process. `cold_start_ms` (load and first
     inference) is the median of the processes. `throughput_per_s` is in images, one inference after the other.
     """
 
@@ -74,6 +75,7 @@ class LatencyStats(Record):
     cold_start_ms: float
     samples: int
     preempted: int
+    p90_interval: Interval | None = None
 
 
 class Ratio(Record):

@@ -1,6 +1,7 @@
 """Verdict -> JUnit XML: one testcase a gate row, so that any CI shows which budget failed and what to do.
 
 fail, stale and missing are failures, inconclusive is an error (it could not be decided); both stop a pipeline.
+A budget that only warns is a passed testcase whose output says so.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _NOT_XML = re.compile(r"[^\t\n\r\u0020-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]
 def junit(report: Report) -> str:
     """The report's verdict as JUnit XML; a report without rows is one skipped testcase."""
     rows = judged(report.verdict)
-    failures = sum(row.status in ("fail", "stale", "missing") for row in rows)
-    errors = sum(row.status == "inconclusive" for row in rows)
+    failures = sum(row.status in ("fail", "stale", "missing") and not row.only_warns for row in rows)
+    errors = sum(row.status == "inconclusive" and not row.only_warns for row in rows)
     counts = {
         "tests": str(len(rows) or 1),
         "failures": str(failures),
@@ -40,8 +41,9 @@ def _case(suite: ET.Element, row: Judged) -> None:
     name = _text(f"{row.metric} {row.limit} ({row.subject})")
     case = ET.SubElement(suite, "testcase", {"classname": "edgeprune.gate", "name": name, "time": "0"})
     facts = " · ".join(part for part in (row.actual, row.bound, row.distance, row.reason) if part)
-    if row.status == "pass":
-        ET.SubElement(case, "system-out").text = _text(facts)
+    if row.status == "pass" or row.only_warns:
+        warning = f"warning: {facts}\n{row.remedy}" if row.only_warns else facts
+        ET.SubElement(case, "system-out").text = _text(warning)
         return
     kind = "error" if row.status == "inconclusive" else "failure"
     message = " · ".join(part for part in (row.bound or row.reason, row.distance) if part)

@@ -37,7 +37,7 @@ def times(value: float, digits: int = 3) -> str:
     return f"{significant(value, digits)}×"
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float, _digits: int = 0) -> str:
     """A share: "91.3 %"."""
     return f"{_minus(f'{100 * fraction:.1f}')} %"
 
@@ -100,6 +100,7 @@ def _minus(text: str) -> str:
 
 _UNITS: dict[str, Callable[[float, int], str]] = {
     "fraction": points,
+    "share": percent,
     "ms": milliseconds,
     "x": times,
     "bytes": size,

@@ -43,7 +43,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         judgement = Text.assemble(
             "\n".join(plain(part) for part in found if part), (f"\n{plain(why)}" if why else "", "dim")
         )
-        table.add_row(Text(row.word, _STYLES[row.status]), budget, row.limit, judgement)
+        table.add_row(Text(row.word, "yellow" if row.only_warns else _STYLES[row.status]), budget, row.limit, judgement)
     console.print(Text.assemble((head.title, _TITLE_STYLES[head.status]), f": {plain(verdict.reason)}"))
     if rows:
         console.print(f"sha256 {n.short(verdict.artifact_sha256)}", style="dim", highlight=False)

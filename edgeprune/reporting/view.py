@@ -28,11 +28,17 @@ from edgeprune.reporting import numbers as n
 from edgeprune.robustness.suites import effort
 
 METRICS = {
+    "accuracy": "Accuracy",
+    "robust_accuracy": "Robust accuracy",
     "accuracy_drop": "Accuracy drop",
     "robust_accuracy_drop": "Robust accuracy drop",
     "latency_ms": "Latency, p50",
+    "latency_p90_ms": "Latency, p90",
     "speedup": "Speed-up",
     "size_bytes": "File size",
+    "size_ratio": "File size, share of the dense",
+    "macs_ratio": "MACs, share of the dense",
+    "memory_bytes": "Peak memory",
 }
 WORDS = {"pass": "PASS", "fail": "FAIL", "stale": "STALE", "missing": "MISSING", "inconclusive": "UNCLEAR"}
 TITLES = {
@@ -79,6 +85,7 @@ class Judged:
     reason: str
     remedy: str
     gauge: tuple[float, float] | None
+    only_warns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +210,7 @@ def _judged(row: GateRow) -> Judged:
     def show(value: float | None) -> str:
         return "" if value is None else n.quantity(value, row.unit)
 
-    sign = "≥" if row.operator == ">=" else "≤"
+    sign, warns = "≥" if row.operator == ">=" else "≤", row.level == "warn" and row.status != "pass"
     bound = ""
     if row.bound is not None:
         side = "at least" if row.operator == ">=" else "at most"
@@ -216,7 +223,7 @@ def _judged(row: GateRow) -> Judged:
         metric=METRICS.get(row.metric, row.metric),
         subject=row.subject,
         status=row.status,
-        word=WORDS[row.status],
+        word="WARN" if warns else WORDS[row.status],
         limit=f"{sign} {show(row.limit)}",
         actual=show(row.actual) or "unmeasured",
         bound=bound,
@@ -224,6 +231,7 @@ def _judged(row: GateRow) -> Judged:
         reason=row.reason,
         remedy=row.remedy,
         gauge=_gauge(row),
+        only_warns=warns,
     )
 
 
