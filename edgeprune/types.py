@@ -245,8 +245,8 @@ GoalKind = Literal["ratio", "macs_ratio", "speedup", "latency_ms"]
 class Goal:
     """What pruning aims at.
 
-    ratio: share of the channels of every group to remove, and share of the blocks. macs_ratio: share of the MACs to keep. speedup:
-    dense over compressed p50 on the first runtime. latency_ms: p50 of the compressed file there.
+    ratio: share of the channels of every group to remove, and share of the blocks. macs_ratio: share of the MACs to
+    keep. speedup: dense over compressed p50 on the first runtime. latency_ms: p50 of the compressed file there.
     """
 
     kind: GoalKind
