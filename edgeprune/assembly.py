@@ -95,6 +95,7 @@ def finish(run: Run, found: Found) -> Report:
         data=tuple(_split_info(split) for split in (run.train, run.test) if split),
         plan=found.planned.plan,
         layers=found.planned.layers,
+        steps=found.planned.steps,
         recovery=found.recovered.info,
         artifacts=found.exported.artifacts,
         parity=found.exported.parity,

@@ -20,7 +20,9 @@ from pydantic_core import ErrorDetails
 from edgeprune.budgets import METRICS, BudgetConfig, Limits
 from edgeprune.errors import UsageError
 from edgeprune.protocols import did_you_mean
-from edgeprune.quantities import Epsilon, Milliseconds, Times
+from edgeprune.pruning.limits import Span as WidthSpan
+from edgeprune.pruning.limits import WidthLimits, amount, span
+from edgeprune.quantities import Epsilon, Milliseconds, Times, Width, Widths
 from edgeprune.sections import Section, setting
 from edgeprune.types import Goal
 
@@ -88,10 +90,32 @@ class PruneConfig(Section):
     criterion: str = setting(
         "l2",
         "What makes a channel important: l1, l2, bn_scale, lamp, fpgm, random; with training data: taylor, adv-taylor "
-        "(or adv-taylor:EPSILON), obd, apoz.",
+        "(or adv-taylor:EPSILON), thin-taylor, obd, apoz.",
     )
     ignore: tuple[str, ...] = setting((), "Layers to leave alone (names or patterns such as layer3.*).")
     channel_multiple: int | None = setting(None, "Widths end on multiples of this (default: the target's).", gt=0)
+    ranking: Literal["local", "global", "isomorphic"] | None = setting(
+        None,
+        "Which channels compete: those of a group, all, or those of groups of the same structure (default: local for a "
+        "ratio, global for other goals).",
+    )
+    min_width: Width | None = setting(None, "Every layer keeps at least this many channels, or this share (25%).")
+    max_width: Width | None = setting(None, "Every layer keeps at most this many channels, or this share (75%).")
+    widths: dict[str, Widths] = setting(
+        {}, 'Widths of single layers, by name or pattern: {"layer3.*": "16..48"}; also "16..", "..75%", "32".'
+    )
+    iterations: int = setting(1, "Prune in this many steps, recovering in between.", gt=0)
+    schedule: Literal["geometric", "linear"] = setting(
+        "geometric", "How the goal is approached: each step keeps the same share, or removes the same amount."
+    )
+
+    @model_validator(mode="after")
+    def _widths_leave_room(self) -> PruneConfig:
+        limits = self.limits().everywhere
+        least, most = limits.least, limits.most
+        if least and most and least.share == most.share and least.value > most.value:
+            raise ValueError(f"min_width {self.min_width} is above max_width {self.max_width}")
+        return self
 
     @model_validator(mode="after")
     def _one_goal(self) -> PruneConfig:
@@ -99,6 +123,12 @@ class PruneConfig(Section):
         if len(given) > 1:
             raise ValueError(f"one goal at a time, not {' and '.join(given)}")
         return self
+
+    def limits(self) -> WidthLimits:
+        """The widths that are to be kept to."""
+        least = amount(self.min_width) if self.min_width else None
+        most = amount(self.max_width) if self.max_width else None
+        return WidthLimits(WidthSpan(least, most), {name: span(text) for name, text in self.widths.items()})
 
     def goal(self) -> Goal:
         """The goal that was set; half the channels of every group when none was."""
@@ -116,6 +146,9 @@ class RecoverConfig(Section):
         "distill", "How accuracy is won back.", flag="recover"
     )
     epochs: int = setting(6, "Passes over the training images.", flag="recover-epochs", gt=0)
+    iteration_epochs: int | None = setting(
+        None, "Passes between two steps of iterative pruning (default: the epochs are split).", gt=0
+    )
     batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
     learning_rate: float | None = setting(
         None,

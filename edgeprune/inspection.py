@@ -57,9 +57,11 @@ def inspect(model: Path, config: Config, console: Console) -> Inspection:
     """
     from edgeprune.data import open_split
     from edgeprune.models import load
-    from edgeprune.pruning.allocation import macs_of
+    from edgeprune.pruning.allocation import Rules, macs_of
     from edgeprune.pruning.graph import trace
+    from edgeprune.pruning.limits import bounds_of
     from edgeprune.pruning.plan import allocate
+    from edgeprune.pruning.shortfall import notes_on
     from edgeprune.types import Goal
 
     profile = load_profile(config.run.target)
@@ -76,7 +78,9 @@ def inspect(model: Path, config: Config, console: Console) -> Inspection:
     notes: tuple[str, ...] = ()
     try:
         scores = criterion(bundle, graph, train, seed=config.run.seed)
-        widths = allocate(graph, scores, goal, multiple)
+        rules = Rules(config.prune.ranking, bounds_of(graph, config.prune.limits()))
+        widths = allocate(graph, scores, goal, multiple, rules)
+        notes = notes_on(graph, widths, goal, multiple, rules)
     except PruningError as error:
         widths, notes = {group.name: group.width for group in graph.groups}, (str(error),)
     return Inspection(

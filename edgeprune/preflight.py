@@ -52,13 +52,15 @@ def check_device(name: str) -> None:
 
 
 def check_model(bundle: ModelBundle, config: Config) -> None:
-    """Every --ignore names a layer, and epsilon is smaller than the range of the pixels."""
+    """Every --ignore and every --widths names a layer, and epsilon is smaller than the range of the pixels."""
     names = tuple(name for name, _ in bundle.module.named_modules() if name)
-    for pattern in config.prune.ignore:
+    patterns = [("ignore", pattern) for pattern in config.prune.ignore]
+    patterns += [("widths", pattern) for pattern in config.prune.widths]
+    for flag, pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) or name == pattern.rstrip("*.") for name in names):
             hint = protocols.did_you_mean(pattern, names)
             raise UsageError(
-                f"--ignore {pattern}: the network has no such layer",
+                f"--{flag} {pattern}: the network has no such layer",
                 hint=hint if hint.endswith("?") else "`edgeprune inspect` lists the layers",
             )
     check_epsilon(bundle.preprocessing.bounds, config)

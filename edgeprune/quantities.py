@@ -1,4 +1,4 @@
-"""Numbers as people write them: "2 pt", "1.5x", "3.5 ms", "500 kB", "8/255".
+"""Numbers as people write them: "2 pt", "1.5x", "3.5 ms", "500 kB", "8/255", "16..48".
 
 Promise: a bare number is in the base unit (a fraction, a ratio, milliseconds, bytes), a unit is never guessed, and a
 fraction stays exact. What cannot be read is a ValueError that shows how to write it.
@@ -6,11 +6,14 @@ fraction stays exact. What cannot be read is a ValueError that shows how to writ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from edgeprune.pruning.limits import amount, span
 
 _UNITS = {
     "pt": Decimal("0.01"),
@@ -76,9 +79,25 @@ def _exact(value: object) -> object:
     return text if "/" in text else str(epsilon)
 
 
+def _readable(read: Callable[[object], object]) -> AfterValidator:
+    """Keeps text that `read` can read, as it was written."""
+
+    def check(text: str) -> str:
+        read(text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) else value
+
+
 Drop = Annotated[float, _quantity("2 pt", "pt", "%"), AfterValidator(_a_drop)]
 Share = Annotated[float, _quantity("90 %", "%"), AfterValidator(_a_share)]
 Bytes = Annotated[float, _quantity("500 kB", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"), Field(gt=0)]
 Milliseconds = Annotated[float, _quantity("3.5 ms", "us", "ms", "s"), Field(gt=0)]
 Times = Annotated[float, _quantity("1.5x", "x", "%"), Field(gt=0)]
 Epsilon = Annotated[str, BeforeValidator(_exact, json_schema_input_type=float | str)]
+Width = Annotated[str, BeforeValidator(_as_text), _readable(amount)]
+Widths = Annotated[str, BeforeValidator(_as_text), _readable(span)]

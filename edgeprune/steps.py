@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import edgeprune
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
-from edgeprune.config import Config
+from edgeprune.config import Config, RecoverConfig
 from edgeprune.console import Console
 from edgeprune.errors import ModelError, ParityError
 from edgeprune.files import sha256_of, write_text
@@ -31,7 +29,6 @@ from edgeprune.records import (
     Artifact,
     AttackedFile,
     LatencyComparison,
-    LatencyFile,
     LayerChange,
     Parity,
     PrunePlan,
@@ -39,30 +36,40 @@ from edgeprune.records import (
     RecoveryInfo,
     RobustnessComparison,
     Side,
+    StepRecord,
     ThreatModel,
     Unmeasured,
 )
 from edgeprune.runfolder import STAGES, RunFolder
-from edgeprune.types import ChannelGraph, ModelBundle, Split
+from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.pruning.aim import Timing
     from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Floats
 
 PRUNED, PLAN, EVIDENCE = "pruned.pt", "plan.json", "evidence.npz"
+START = "steps/last.pt"  # where the recovery after the last of several steps begins
 STEMS: Mapping[Side, str] = {"dense": "dense/model", "compressed": "model"}
 _TIMING_IMAGES = 256
 _NO_TEST = Unmeasured(unmeasured="no test data was given (--test)")
 
 
+class Step(Record):
+    """One step of several: the plan so far, relative to the dense network; its weights are in steps/."""
+
+    plan: PrunePlan
+    recovery: RecoveryInfo | Unmeasured
+    digest: str
+
+
 class Planned(Record):
-    """The plan and every layer before and after."""
+    """The plan, every layer before and after, and the steps that came before the last one."""
 
     plan: PrunePlan
     layers: tuple[LayerChange, ...]
+    steps: tuple[StepRecord, ...] = ()
 
 
 class Recovered(Record):
@@ -109,7 +116,10 @@ class Run:
     warnings: tuple[str, ...]
 
     def plan(self) -> Planned:
-        """Score, allocate (measuring candidates where the goal is in time), write plan.json."""
+        """Score, allocate (measuring candidates where the goal is in time), write plan.json.
+
+        In several steps (`prune.iterations`), the network is recovered and scored anew between them; each is a stage.
+        """
         inputs = {
             "model": self._model_key,
             "prune": self.config.prune.model_dump(),
@@ -118,7 +128,17 @@ class Run:
             "train": self.train.digest if self.train else None,
             "latency": self.config.latency.model_dump() if self._timed else None,
         }
-        return self.folder.stage("plan", Planned, inputs, self._plan)
+        start, steps = self.bundle, list[Step]()
+        for number in range(1, self._steps):
+            inputs |= {
+                "recover": self.config.recover.model_dump(),
+                "device": self.config.run.device,
+                "of": start.digest,
+            }
+            work = partial(self._step, number, start, steps[-1].plan if steps else None)
+            steps.append(self.folder.stage(f"step-{number}", Step, inputs, work))
+            start = self._load(f"steps/{number}.pt")
+        return self.folder.stage("plan", Planned, {**inputs, "from": start.digest}, partial(self._plan, start, steps))
 
     def recover(self, planned: Planned) -> Recovered:
         """Cut the network and win its accuracy back; write pruned.pt."""
@@ -128,6 +148,7 @@ class Run:
             "train": self.train.digest if self.train else None,
             "seed": self._seed,
             "device": self.config.run.device,
+            "iterations": self._steps,
         }
         return self.folder.stage("recover", Recovered, inputs, partial(self._recover, planned))
 
@@ -191,74 +212,88 @@ class Run:
 
     @cached_property
     def graph(self) -> ChannelGraph:
-        """The proved groups: traced when a stage needs them, once."""
+        """The proved groups of the dense network: traced when a stage needs them, once."""
+        return self._trace(self.bundle)
+
+    def _trace(self, bundle: ModelBundle) -> ChannelGraph:
         from edgeprune.pruning.graph import trace
 
         with self.console.task("tracing and proving groups") as progress:
-            return trace(self.bundle, ignore=self.config.prune.ignore, progress=progress)
+            return trace(bundle, ignore=self.config.prune.ignore, progress=progress)
 
     # --------------------------------------------------------------------------------------------- work
 
-    def _plan(self) -> tuple[Planned, list[Path]]:
-        from edgeprune.pruning.aim import aim
-        from edgeprune.pruning.plan import allocate, layer_changes, make_plan
+    def _step(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[Step, list[Path]]:
+        """One step of several: prune a little, recover, keep the network and the plan so far."""
+        plan, pruned = self._planned(number, start, before)
+        settings = self.config.recover.model_copy(update={"epochs": self._epochs[0]})
+        bundle, info = self._recovered(pruned, settings, f"step {number} of {self._steps}")
+        path = self.folder.path / "steps" / f"{number}.pt"
+        _save(bundle, path)
+        return Step(plan=plan, recovery=info, digest=bundle.digest), [path]
 
-        goal, graph, multiple = self.config.prune.goal(), self.graph, self._multiple
-        criterion: protocols.Criterion = protocols.find("criterion", self.config.prune.criterion)
-        with self.console.task(f"scoring channels by {self.config.prune.criterion}"):
-            scores = criterion(self.bundle, graph, self.train, seed=self._seed)
+    def _plan(self, start: ModelBundle, steps: Sequence[Step]) -> tuple[Planned, list[Path]]:
+        from edgeprune.pruning.plan import layer_changes
 
-        def plan_of(widths: dict[str, int]) -> PrunePlan:
-            return make_plan(self.bundle, graph, scores, widths, goal, multiple, self._seed)
-
-        if self._timed:
-            with self.console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, self._range() as speed_of:
-                aimed = aim(graph, scores, goal, multiple, lambda w: speed_of(plan_of(w)), progress=progress)
-            plan = plan_of(aimed.widths).model_copy(update={"notes": aimed.notes})
-        else:
-            plan = plan_of(allocate(graph, scores, goal, multiple))
-        path = self.folder.path / PLAN
+        plan, pruned = self._planned(self._steps, start, steps[-1].plan if steps else None)
+        path, files = self.folder.path / PLAN, []
         write_text(path, plan.to_json())
-        return Planned(plan=plan, layers=layer_changes(plan, graph)), [path]
+        if steps:
+            files.append(self.folder.path / START)
+            _save(pruned, files[0])
+        made = tuple(StepRecord.of(step.plan, step.recovery) for step in steps)
+        return Planned(plan=plan, layers=layer_changes(plan, self.graph), steps=made), [path, *files]
 
-    @contextmanager
-    def _range(self) -> Iterator[Callable[[PrunePlan], Timing]]:
-        """Times a plan's network, not yet recovered, against the dense one on the first runtime."""
-        from edgeprune.latency.measure import quick_ratio
-        from edgeprune.pruning.aim import Timing
-        from edgeprune.pruning.plan import apply
+    def _planned(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[PrunePlan, ModelBundle]:
+        """The plan after step `number`, relative to the dense network, and the network cut by it, not yet recovered."""
+        from edgeprune.planning import Range, Wish, plan_for
+        from edgeprune.pruning.allocation import Rules
+        from edgeprune.pruning.iterative import compose, step_goal
+        from edgeprune.pruning.limits import bounds_of
+        from edgeprune.pruning.plan import apply, check_same_shapes
+        from edgeprune.pruning.shortfall import notes_on
 
-        runtime = self.config.latency.runtimes[0]
-        images, inputs = self._images(_TIMING_IMAGES)
-
-        def file_of(bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
-            made = export_network(bundle, Destination(root, side, side), (runtime,), images, inputs)
-            wanted = _runtime(runtime).format
-            return timed_file(root, next(a for a in made.artifacts if a.format == wanted))
-
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
-            dense = file_of(self.bundle, "dense", Path(name))
-
-            def speed_of(plan: PrunePlan) -> Timing:
-                pruned = file_of(apply(plan, self.bundle, self.graph), "compressed", Path(name))
-                ratio = quick_ratio(dense, pruned, runtime, images, self.config.latency, self._seed)
-                return Timing(ratio.value, ratio.compressed_p50_ms)
-
-            yield speed_of
+        prune, images = self.config.prune, self._images(_TIMING_IMAGES)
+        range_ = Range(self.bundle, *images, self.config.latency, self._seed)
+        graph = self._trace(start) if before else self.graph
+        dense_ms = range_.dense_ms() if number < self._steps and prune.goal().kind == "latency_ms" else None
+        goal = step_goal(prune.goal(), number, self._steps, prune.schedule, dense_ms=dense_ms)
+        rules = Rules(
+            prune.ranking, bounds_of(self.graph, prune.limits()), {g.name: g.width for g in self.graph.groups}
+        )
+        if before and goal.kind == "macs_ratio":
+            goal = Goal(goal.kind, goal.value * self.graph.macs / graph.macs)
+        wish = Wish(goal, prune.criterion, self._multiple, rules, self.train, self._seed)
+        plan = plan_for(start, graph, wish, range_, self.console)
+        pruned = apply(plan, start, graph)
+        if before:
+            whole = compose(before, plan)
+            widths = {group.name: len(group.kept) for group in whole.groups}
+            notes = plan.notes if self._timed else notes_on(self.graph, widths, prune.goal(), self._multiple, rules)
+            last = {"goal": prune.goal().kind, "goal_value": prune.goal().value, "notes": notes}
+            plan = whole.model_copy(update=last)
+            check_same_shapes(apply(plan, self.bundle, self.graph), pruned)
+        return plan, pruned
 
     def _recover(self, planned: Planned) -> tuple[Recovered, list[Path]]:
-        from edgeprune.models import save
         from edgeprune.pruning.plan import apply
+
+        start = self._load(START) if planned.steps else apply(planned.plan, self.bundle, self.graph)
+        settings = self.config.recover.model_copy(update={"epochs": self._epochs[1]})
+        bundle, info = self._recovered(start, settings, "the last step" if planned.steps else "")
+        path = self.folder.path / PRUNED
+        _save(bundle, path, plan=planned.plan)
+        return Recovered(info=info, digest=bundle.digest), [path]
+
+    def _recovered(
+        self, pruned: ModelBundle, settings: RecoverConfig, after: str
+    ) -> tuple[ModelBundle, RecoveryInfo | Unmeasured]:
         from edgeprune.recovery.recover import Task, recover
 
-        pruned = apply(planned.plan, self.bundle, self.graph)
-        with self.console.task(f"recovering ({self.config.recover.recipe})") as progress:
+        with self.console.task(f"recovering ({settings.recipe})" + (f" after {after}" if after else "")) as progress:
             checkpoints = self.folder.scratch(f"recover-{pruned.digest[:16]}")
-            task = Task(self.config.recover, self.train, self._seed, self.config.run.device, checkpoints)
-            bundle, info = recover(pruned, self.bundle, task, progress=progress)
-        path = self.folder.path / PRUNED
-        save(bundle, path, plan=planned.plan)
-        return Recovered(info=info, digest=bundle.digest), [path]
+            task = Task(settings, self.train, self._seed, self.config.run.device, checkpoints)
+            return recover(pruned, self.bundle, task, progress=progress)
 
     def _export(self) -> tuple[Exported, list[Path]]:
         images, inputs = self._images(16)
@@ -347,6 +382,17 @@ class Run:
         return self.config.prune.goal().kind in ("speedup", "latency_ms")
 
     @property
+    def _steps(self) -> int:
+        return self.config.prune.iterations
+
+    @property
+    def _epochs(self) -> tuple[int, int]:
+        """Epochs between two steps, and after the last."""
+        from edgeprune.pruning.iterative import step_epochs
+
+        return step_epochs(self.config.recover.epochs, self._steps, self.config.recover.iteration_epochs)
+
+    @property
     def _multiple(self) -> int:
         return self.config.prune.channel_multiple or self.profile.multiple_for(self.config.latency.runtimes[0])
 
@@ -379,9 +425,12 @@ class Run:
 
     def _network(self, side: Side) -> ModelBundle:
         """The dense bundle, or the compressed one as it was saved: what a user gets back is what is exported."""
+        return self.bundle if side == "dense" else self._load(PRUNED)
+
+    def _load(self, name: str) -> ModelBundle:
         from edgeprune.models import load
 
-        return self.bundle if side == "dense" else load(self.folder.path / PRUNED, self.config.model)
+        return load(self.folder.path / name, self.config.model)
 
     def _open(self, exported: Exported, side: Side, name: str) -> protocols.Session:
         runtime = _runtime(name)
@@ -408,6 +457,12 @@ def code_of(module: nn.Module) -> dict[str, str]:
         except (OSError, TypeError):  # a class without a file: made in memory, or in a notebook
             continue
     return found
+
+
+def _save(bundle: ModelBundle, path: Path, plan: PrunePlan | None = None) -> None:
+    from edgeprune.models import save
+
+    save(bundle, path, plan=plan)
 
 
 def _runtime(name: str) -> protocols.Runtime:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.allocation import by_macs, check_scores, kept_units, macs_of, steps_of, uniform
+from edgeprune.pruning.allocation import by_macs, by_share, check_scores, kept_units, macs_of, steps_of
 from edgeprune.pruning.plan import allocate
 from edgeprune.types import ChannelGraph, Goal, Group, Layer, Member, Scores
 
@@ -43,6 +43,10 @@ def _member(name: str, role: str, width: int, units: int) -> Member:
 def scores_of(graph: ChannelGraph, **values: list[float]) -> Scores:
     given = {group.name: np.array(values.get(group.name, [1.0] * group.width)) for group in graph.groups}
     return Scores("made up", given, "none")
+
+
+def uniform(graph: ChannelGraph, ratio: float, multiple: int) -> dict[str, int]:
+    return by_share(graph, scores_of(graph), ratio, "local", multiple)
 
 
 def test_macs_of_a_chain_are_the_products_of_its_widths() -> None:

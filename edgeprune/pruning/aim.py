@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.allocation import Widths, by_macs, check_scores, macs_of
+from edgeprune.pruning.allocation import FREE, Rules, Widths, by_macs, check_scores, macs_of
+from edgeprune.pruning.shortfall import obstacles
 from edgeprune.types import ChannelGraph, Goal, Progress, Scores
 
 TOLERANCE = 0.03
@@ -59,6 +60,7 @@ def aim(
     multiple: int,
     measure: Callable[[Widths], Timing],
     *,
+    rules: Rules = FREE,
     progress: Progress | None = None,
 ) -> Aimed[Widths]:
     """Widths with the most MACs left that meet a `speedup` or `latency_ms` goal as measured.
@@ -68,12 +70,15 @@ def aim(
     check_scores(graph, scores)
 
     def propose(ratio: float) -> Widths:
-        return by_macs(graph, scores, ratio, multiple)
+        return by_macs(graph, scores, ratio, multiple, rules)
 
     def share_of(widths: Widths) -> float:
         return macs_of(graph, widths) / graph.macs
 
-    return aim_among(goal, propose, share_of, measure, progress=progress)
+    found = aim_among(goal, propose, share_of, measure, progress=progress)
+    if reached(goal, found.timing) < 1:
+        return replace(found, notes=(*found.notes, *obstacles(graph, found.widths, multiple, rules)))
+    return found
 
 
 def aim_among(

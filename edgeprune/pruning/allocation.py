@@ -1,22 +1,40 @@
 """How many channels each group keeps. Pure: no network, no file, no clock.
 
-Widths end on a channel multiple, never below one, and a goal is met within one step of one group. A plan that
-removes nothing is an error.
+Widths end on a channel multiple, never below one, inside the limits that were set, and a goal is met within one step
+of one group; `edgeprune.pruning.shortfall` says where that cannot be. A plan that removes nothing is an error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgeprune.errors import PruningError
+from edgeprune.pruning.limits import Bounds, within
+from edgeprune.pruning.ranking import Move, Ranking, moves
 from edgeprune.types import ChannelGraph, Group, Scores
 
 Widths = dict[str, int]
 _Table = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What allocation obeys beside the goal.
+
+    `ranking` None: what measures best for the goal (`edgeprune.pruning.plan.allocate`). `bounds`: the groups whose
+    width is limited. `dense`: the widths that a share is counted from, where the network was pruned before.
+    """
+
+    ranking: Ranking | None = None
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    dense: Mapping[str, int] = field(default_factory=dict)
+
+
+FREE = Rules()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,43 +89,85 @@ def steps_of(group: Group, multiple: int) -> tuple[int, ...]:
     return (group.width, *range((group.width - 1) // step * step, 0, -step))
 
 
-def uniform(graph: ChannelGraph, ratio: float, multiple: int) -> Widths:
-    """Remove the same share of every group, to the nearest width that the multiple allows (a tie keeps more)."""
-    widths = {}
-    for group in graph.groups:
-        wanted = group.width * (1 - ratio)
-        widths[group.name] = min(steps_of(group, multiple), key=lambda width: (abs(width - wanted), -width))
-    return _something(graph, widths, multiple)
+def choices_of(graph: ChannelGraph, multiple: int, rules: Rules = FREE) -> list[tuple[int, ...]]:
+    """The widths that each group may have, widest first. UsageError when a limit leaves a group none."""
+    return [within(group, steps_of(group, multiple), rules.bounds.get(group.name)) for group in graph.groups]
 
 
-def by_macs(graph: ChannelGraph, scores: Scores, macs_ratio: float, multiple: int) -> Widths:
-    """Keep the most importance under a MACs budget: at each step, the cut that costs least importance a MAC saved.
+def by_share(
+    graph: ChannelGraph, scores: Scores, ratio: float, ranking: Ranking, multiple: int, rules: Rules = FREE
+) -> Widths:
+    """Remove the share `ratio` of the channels of every group, or of all that compete (`edgeprune.pruning.ranking`).
 
-    The greedy rule for a separable knapsack (Fox 1966), with the savings priced again after every step since the
-    layers of two groups share their product. Ends within one step of the goal, on the nearer side.
+    Each group ends on the width nearest to what is asked of it; a tie keeps more.
     """
-    costs, goal = Costs.of(graph), graph.macs * macs_ratio
-    steps = [steps_of(group, multiple) for group in graph.groups]
-    lost = [_importance_lost(scores.values[group.name], steps[i]) for i, group in enumerate(graph.groups)]
-    level = [0] * len(steps)  # how many steps down each group stands
-    gone, now = np.zeros(len(steps)), costs.total(np.zeros(len(steps)))
+    choices = choices_of(graph, multiple, rules)
+    level = [0] * len(choices)
+    for move in moves(graph, scores, ranking, choices, rules.dense):
+        if move.share < ratio - 1e-12:
+            level[move.group] = move.level
+    return _widths(graph, choices, level, multiple)
+
+
+def by_macs(graph: ChannelGraph, scores: Scores, macs_ratio: float, multiple: int, rules: Rules = FREE) -> Widths:
+    """Keep the share `macs_ratio` of the MACs, or the nearest to it that one step of one group can reach.
+
+    Local and isomorphic rankings go down their order of moves. Where all channels compete (the default), each step is
+    the cut that costs least importance a MAC saved: the greedy rule for a separable knapsack (Fox 1966), with the
+    savings priced again after every step since the layers of two groups share their product.
+    """
+    choices = choices_of(graph, multiple, rules)
+    if rules.ranking in ("local", "isomorphic"):
+        ordered = moves(graph, scores, rules.ranking, choices, rules.dense)
+        level = _in_order(graph, choices, ordered, graph.macs * macs_ratio)
+    else:
+        level = _by_price(graph, scores, choices, graph.macs * macs_ratio)
+    return _widths(graph, choices, level, multiple)
+
+
+def _in_order(
+    graph: ChannelGraph, choices: Sequence[tuple[int, ...]], ordered: Sequence[Move], goal: float
+) -> list[int]:
+    """Levels after as many moves as the goal takes; the last one only if it ends nearer to it."""
+    costs, gone = Costs.of(graph), _gone_at_first(graph, choices)
+    level, now = [0] * len(choices), costs.total(gone)
+    for move in ordered:
+        if now <= goal:
+            break
+        before = gone[move.group]
+        gone[move.group] = graph.groups[move.group].width - choices[move.group][move.level]
+        after = costs.total(gone)
+        if after < goal and goal - after >= now - goal and _cuts(graph, choices, level):
+            gone[move.group] = before
+            break
+        level[move.group], now = move.level, after
+    return level
+
+
+def _by_price(graph: ChannelGraph, scores: Scores, choices: Sequence[tuple[int, ...]], goal: float) -> list[int]:
+    """Levels with the most importance that the greedy rule finds under a MACs budget."""
+    costs = Costs.of(graph)
+    lost = [_importance_lost(scores.values[group.name], choices[i]) for i, group in enumerate(graph.groups)]
+    level = [0] * len(choices)  # how many steps down each group stands
+    gone = _gone_at_first(graph, choices)
+    now = costs.total(gone)
     while now > goal:
-        open_groups = [i for i in range(len(steps)) if level[i] + 1 < len(steps[i])]
+        open_groups = [i for i in range(len(choices)) if level[i] + 1 < len(choices[i])]
         if not open_groups:
             break
-        step = np.zeros(len(steps))
+        step = np.zeros(len(choices))
         for i in open_groups:
-            step[i] = steps[i][level[i]] - steps[i][level[i] + 1]
+            step[i] = choices[i][level[i]] - choices[i][level[i] + 1]
         saved = costs.savings(gone, step)
         price = {i: (lost[i][level[i] + 1] - lost[i][level[i]]) / max(float(saved[i]), 1.0) for i in open_groups}
         best = min(open_groups, key=price.__getitem__)
         if now - saved[best] < goal:  # the last step: the one that ends nearest to the goal, or none
             best = min(open_groups, key=lambda i: abs(now - saved[i] - goal))
-            if any(level) and abs(now - saved[best] - goal) >= now - goal:
+            if _cuts(graph, choices, level) and abs(now - saved[best] - goal) >= now - goal:
                 break
         gone[best] += step[best]
         level[best], now = level[best] + 1, costs.total(gone)
-    return _something(graph, {g.name: steps[i][level[i]] for i, g in enumerate(graph.groups)}, multiple)
+    return level
 
 
 def kept_units(scores: Scores, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -138,7 +198,7 @@ def _importance_lost(values: np.ndarray[tuple[int], np.dtype[np.float64]], steps
     have many MACs, the cheapest of all: gtsrb_net_std at 27 % of its MACs recovered to 88.7 %, with shares to 90.5 %.
     """
     total = np.concatenate([[0.0], np.cumsum(np.sort(values))])
-    gone = np.array([total[steps[0] - width] for width in steps]) / max(total[-1], np.finfo(np.float64).tiny)
+    gone = np.array([total[len(values) - width] for width in steps]) / max(total[-1], np.finfo(np.float64).tiny)
     cost: list[float] = (-np.log1p(-np.minimum(gone, 1 - 1e-12))).tolist()
     return cost
 
@@ -147,8 +207,17 @@ def _gone(graph: ChannelGraph, widths: Mapping[str, int]) -> _Table:
     return np.array([group.width - widths.get(group.name, group.width) for group in graph.groups], dtype=np.float64)
 
 
-def _something(graph: ChannelGraph, widths: Widths, multiple: int) -> Widths:
-    if all(widths[group.name] == group.width for group in graph.groups):
+def _gone_at_first(graph: ChannelGraph, choices: Sequence[tuple[int, ...]]) -> _Table:
+    """What limits take of each group before the goal asks for anything."""
+    return np.array([group.width - choices[i][0] for i, group in enumerate(graph.groups)], dtype=np.float64)
+
+
+def _cuts(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequence[int]) -> bool:
+    return any(choices[i][level[i]] < group.width for i, group in enumerate(graph.groups))
+
+
+def _widths(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequence[int], multiple: int) -> Widths:
+    if not _cuts(graph, choices, level):
         widest = max((group.width for group in graph.groups), default=0)
         raise PruningError(
             "the plan removes nothing",
@@ -156,4 +225,4 @@ def _something(graph: ChannelGraph, widths: Widths, multiple: int) -> Widths:
             f"widths end on multiples of {multiple}",
             hint="ask for more, or allow finer widths with --channel-multiple",
         )
-    return widths
+    return {group.name: choices[i][level[i]] for i, group in enumerate(graph.groups)}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.allocation import Widths, by_macs, check_scores, kept_units, macs_of, uniform
+from edgeprune.pruning.allocation import FREE, Rules, Widths, by_macs, by_share, check_scores, kept_units, macs_of
 from edgeprune.pruning.proof import compare, scrambled
 from edgeprune.pruning.surgery import cut, silence
 from edgeprune.records import GroupPlan, LayerChange, PrunePlan, RefusalRecord
@@ -18,8 +18,11 @@ TOLERANCE = 1e-3
 _HINT = "each group passed alone: leave one of them out with --ignore, and please report the network"
 
 
-def allocate(graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int) -> Widths:
-    """Widths for a goal that needs no clock (ratio or macs_ratio); PruningError when nothing can be removed."""
+def allocate(graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int, rules: Rules = FREE) -> Widths:
+    """Widths for a goal that needs no clock (ratio or macs_ratio); PruningError when nothing can be removed.
+
+    Unless `rules` say otherwise, a ratio is the same in every group, and under a budget of MACs all channels compete.
+    """
     if not graph.groups:
         reasons = "\n  ".join(f"{refusal.name}: {refusal.reason}" for refusal in graph.refusals[:3])
         raise PruningError(
@@ -27,9 +30,9 @@ def allocate(graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int) -> 
         )
     check_scores(graph, scores)
     if goal.kind == "ratio":
-        return uniform(graph, goal.value, multiple)
+        return by_share(graph, scores, goal.value, rules.ranking or "local", multiple, rules)
     if goal.kind == "macs_ratio":
-        return by_macs(graph, scores, goal.value, multiple)
+        return by_macs(graph, scores, goal.value, multiple, rules)
     raise PruningError(f"a goal of {goal.kind} needs measurements: edgeprune.pruning.aim has them made")
 
 
@@ -84,6 +87,21 @@ def apply(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> ModelBun
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise PruningError("the plan failed its proof", where=f"outputs differ by {difference:.2g}", hint=_HINT)
     return dataclasses.replace(bundle, module=pruned, digest=digest(pruned))
+
+
+def check_same_shapes(one: ModelBundle, other: ModelBundle) -> None:
+    """PruningError unless both networks have the same tensors by name and shape: steps must add up to their plan."""
+    shapes = [{name: tuple(t.shape) for name, t in each.module.state_dict().items()} for each in (one, other)]
+    odd = next(
+        (name for name in sorted(shapes[0].keys() | shapes[1].keys()) if shapes[0].get(name) != shapes[1].get(name)),
+        None,
+    )
+    if odd is not None:
+        raise PruningError(
+            "the steps do not add up to one plan",
+            where=f"{odd} is {shapes[0].get(odd)} by the plan and {shapes[1].get(odd)} by the steps",
+            hint="prune in one step (--iterations 1), and please report the network",
+        )
 
 
 def layer_changes(plan: PrunePlan, graph: ChannelGraph, layers: Sequence[str] = ()) -> tuple[LayerChange, ...]:

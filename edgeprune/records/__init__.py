@@ -27,7 +27,16 @@ from edgeprune.records.latency import (
     Ratio,
 )
 from edgeprune.records.plan import GroupPlan, PrunePlan, RefusalRecord
-from edgeprune.records.report import Environment, LayerChange, ModelInfo, RecoveryInfo, Report, SplitInfo, TargetInfo
+from edgeprune.records.report import (
+    Environment,
+    LayerChange,
+    ModelInfo,
+    RecoveryInfo,
+    Report,
+    SplitInfo,
+    StepRecord,
+    TargetInfo,
+)
 from edgeprune.records.robustness import AttackedFile, AttackPart, RobustnessComparison, ThreatModel
 from edgeprune.records.verdict import GateRow, Verdict
 
@@ -63,6 +72,7 @@ __all__ = [
     "Sha256",
     "Side",
     "SplitInfo",
+    "StepRecord",
     "TargetInfo",
     "ThreatModel",
     "Unmeasured",

@@ -66,6 +66,19 @@ class RecoveryInfo(Record):
     seconds: float
 
 
+class StepRecord(Record):
+    """What one of several steps left, and what recovery made of it. `channels`: kept, of all groups."""
+
+    macs: int
+    channels: int
+    recovery: RecoveryInfo | Unmeasured
+
+    @classmethod
+    def of(cls, plan: PrunePlan, recovery: RecoveryInfo | Unmeasured) -> StepRecord:
+        """The record of the step after which `plan` was what is kept of the dense network."""
+        return cls(macs=plan.macs, channels=sum(len(group.kept) for group in plan.groups), recovery=recovery)
+
+
 class LayerChange(Record):
     """One layer before and after."""
 
@@ -98,6 +111,7 @@ class Report(Record):
     data: tuple[SplitInfo, ...]
     plan: PrunePlan
     layers: tuple[LayerChange, ...]
+    steps: tuple[StepRecord, ...] = ()
     recovery: RecoveryInfo | Unmeasured
     artifacts: tuple[Artifact, ...]
     parity: tuple[Parity, ...]

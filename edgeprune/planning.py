@@ -1,0 +1,111 @@
+"""From a network to a plan inside of a run: score, allocate, and have candidates measured where the goal is in time.
+
+One plan of one network: what is done in several steps is told in `edgeprune.steps`. Nothing is cut here but candidates
+that are timed and thrown away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgeprune import protocols
+from edgeprune.artifacts import Destination, export_network, timed_file
+from edgeprune.config import LatencyConfig
+from edgeprune.console import Console
+from edgeprune.records import LatencyFile, PrunePlan, Side
+from edgeprune.types import ChannelGraph, Goal, ModelBundle, Scores, Split
+
+if TYPE_CHECKING:
+    from edgeprune.pruning.aim import Timing
+    from edgeprune.pruning.allocation import Rules
+    from edgeprune.types import Floats
+
+TIMED_GOALS = ("speedup", "latency_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a plan is asked for."""
+
+    goal: Goal
+    criterion: str
+    multiple: int
+    rules: Rules
+    train: Split | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Where candidates are timed against the dense network, not yet recovered: files on the first runtime."""
+
+    dense: ModelBundle
+    images: Floats
+    inputs: Literal["real", "random"]
+    settings: LatencyConfig
+    seed: int
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[ModelBundle], Timing]]:
+        """A function that times a network; its files are gone after the block."""
+        from edgeprune.latency.measure import quick_ratio
+        from edgeprune.pruning.aim import Timing
+
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
+            dense = self._file(self.dense, "dense", Path(name))
+
+            def time(bundle: ModelBundle) -> Timing:
+                other = dense if bundle is self.dense else self._file(bundle, "compressed", Path(name))
+                ratio = quick_ratio(dense, other, self.settings.runtimes[0], self.images, self.settings, self.seed)
+                return Timing(ratio.value, ratio.compressed_p50_ms)
+
+            yield time
+
+    def dense_ms(self) -> float:
+        """p50 of the dense network."""
+        with self.opened() as time:
+            return time(self.dense).latency_ms
+
+    def _file(self, bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
+        runtime: protocols.Runtime = protocols.find("runtime", self.settings.runtimes[0])
+        made = export_network(bundle, Destination(root, side, side), (runtime.name,), self.images, self.inputs)
+        return timed_file(root, next(a for a in made.artifacts if a.format == runtime.format))
+
+
+def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> PrunePlan:
+    """The plan for a network, with notes where it does not do what was asked.
+
+    `range_` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
+    contradict each other.
+    """
+    from edgeprune.pruning.aim import aim
+    from edgeprune.pruning.plan import allocate, apply, make_plan
+    from edgeprune.pruning.shortfall import notes_on
+
+    scores = _scores(bundle, graph, wish, console)
+    goal, multiple, rules = wish.goal, wish.multiple, wish.rules
+
+    def plan_of(widths: dict[str, int]) -> PrunePlan:
+        return make_plan(bundle, graph, scores, widths, goal, multiple, wish.seed)
+
+    if goal.kind not in TIMED_GOALS:
+        widths = allocate(graph, scores, goal, multiple, rules)
+        return plan_of(widths).model_copy(update={"notes": notes_on(graph, widths, goal, multiple, rules)})
+    with console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, range_.opened() as time:
+
+        def measure(widths: dict[str, int]) -> Timing:
+            return time(apply(plan_of(widths), bundle, graph))
+
+        aimed = aim(graph, scores, goal, multiple, measure, rules=rules, progress=progress)
+    return plan_of(aimed.widths).model_copy(update={"notes": aimed.notes})
+
+
+def _scores(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, console: Console) -> Scores:
+    criterion: protocols.Criterion = protocols.find("criterion", wish.criterion)
+    with console.task(f"scoring channels by {wish.criterion}"):
+        return criterion(bundle, graph, wish.train, seed=wish.seed)
