@@ -1,7 +1,6 @@
 """From a network to a plan inside of a run: score, allocate, and have candidates measured where the goal is in time.
 
-One plan of one network: what is done in several steps is told in `edgeprune.steps`. Nothing is cut here but candidates
-that are timed and thrown away.
+One step at a time: `edgeprune.steps` recovers between them. Nothing that is measured on the way is kept.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
-from edgeprune.config import LatencyConfig
+from edgeprune.config import Config, LatencyConfig
 from edgeprune.console import Console
 from edgeprune.records import LatencyFile, PrunePlan, Side
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Scores, Split
@@ -26,6 +26,67 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats
 
 TIMED_GOALS = ("speedup", "latency_ms")
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans the steps of one run, all of them counted from the dense `bundle`."""
+
+    bundle: ModelBundle
+    config: Config
+    multiple: int
+    train: Split | None
+    range: Range
+    console: Console
+
+    @cached_property
+    def graph(self) -> ChannelGraph:
+        """The proved groups of the dense network: traced once, when they are needed."""
+        return self._trace(self.bundle)
+
+    def step(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[PrunePlan | None, ModelBundle]:
+        """The plan after step `number`, relative to the dense network, and the network cut by it, not yet recovered.
+
+        `start` is what the step before left, recovered, and `before` its plan; in the first step the dense network
+        and None. A step of several in which no group is due gives both back as they are.
+        """
+        from edgeprune.pruning.allocation import NothingLeftError, Rules
+        from edgeprune.pruning.iterative import compose, step_goal
+        from edgeprune.pruning.limits import bounds_of
+        from edgeprune.pruning.plan import apply, check_same_shapes
+        from edgeprune.pruning.shortfall import notes_on
+
+        prune, steps = self.config.prune, self.config.prune.iterations
+        last, timed = prune.goal(), prune.goal().kind in TIMED_GOALS
+        dense_ms = self.range.dense_ms() if number < steps and last.kind == "latency_ms" else None
+        goal = step_goal(last, number, steps, prune.schedule, dense_ms=dense_ms)
+        widths = {group.name: group.width for group in self.graph.groups}
+        rules = Rules(prune.ranking, bounds_of(self.graph, prune.limits()), widths)
+        graph = self._trace(start) if before else self.graph
+        if goal.kind == "macs_ratio":
+            goal = Goal(goal.kind, goal.value * self.graph.macs / graph.macs)
+        wish = Wish(goal, prune.criterion, self.multiple, rules, self.train, self.config.run.seed)
+        try:
+            plan = plan_for(start, graph, wish, self.range, self.console)
+        except NothingLeftError:
+            if number == steps and before is None:
+                raise
+            return before, start
+        pruned = apply(plan, start, graph)
+        if before is None:
+            return plan, pruned
+        whole = compose(before, plan)
+        kept = {group.name: len(group.kept) for group in whole.groups}
+        notes = plan.notes if timed else notes_on(self.graph, kept, last, self.multiple, rules)
+        whole = whole.model_copy(update={"goal": last.kind, "goal_value": last.value, "notes": notes})
+        check_same_shapes(apply(whole, self.bundle, self.graph), pruned)
+        return whole, pruned
+
+    def _trace(self, bundle: ModelBundle) -> ChannelGraph:
+        from edgeprune.pruning.graph import trace
+
+        with self.console.task("tracing and proving groups") as progress:
+            return trace(bundle, ignore=self.config.prune.ignore, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)

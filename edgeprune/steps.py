@@ -41,11 +41,12 @@ from edgeprune.records import (
     Unmeasured,
 )
 from edgeprune.runfolder import STAGES, RunFolder
-from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
+from edgeprune.types import ChannelGraph, ModelBundle, Split
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.planning import Planner
     from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Floats
 
@@ -59,7 +60,7 @@ _NO_TEST = Unmeasured(unmeasured="no test data was given (--test)")
 class Step(Record):
     """One step of several: the plan so far, relative to the dense network; its weights are in steps/."""
 
-    plan: PrunePlan
+    plan: PrunePlan | None
     recovery: RecoveryInfo | Unmeasured
     digest: str
 
@@ -213,21 +214,26 @@ class Run:
     @cached_property
     def graph(self) -> ChannelGraph:
         """The proved groups of the dense network: traced when a stage needs them, once."""
-        return self._trace(self.bundle)
+        return self._planner.graph
 
-    def _trace(self, bundle: ModelBundle) -> ChannelGraph:
-        from edgeprune.pruning.graph import trace
+    @cached_property
+    def _planner(self) -> Planner:
+        from edgeprune.planning import Planner, Range
 
-        with self.console.task("tracing and proving groups") as progress:
-            return trace(bundle, ignore=self.config.prune.ignore, progress=progress)
+        range_ = Range(self.bundle, *self._images(_TIMING_IMAGES), self.config.latency, self._seed)
+        return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console)
 
     # --------------------------------------------------------------------------------------------- work
 
     def _step(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[Step, list[Path]]:
         """One step of several: prune a little, recover, keep the network and the plan so far."""
-        plan, pruned = self._planned(number, start, before)
-        settings = self.config.recover.model_copy(update={"epochs": self._epochs[0]})
-        bundle, info = self._recovered(pruned, settings, f"step {number} of {self._steps}")
+        plan, pruned = self._planner.step(number, start, before)
+        if pruned is start:
+            bundle: ModelBundle = start
+            info: RecoveryInfo | Unmeasured = Unmeasured(unmeasured="nothing was removed in this step")
+        else:
+            settings = self.config.recover.model_copy(update={"epochs": self._epochs[0]})
+            bundle, info = self._recovered(pruned, settings, f"step {number} of {self._steps}")
         path = self.folder.path / "steps" / f"{number}.pt"
         _save(bundle, path)
         return Step(plan=plan, recovery=info, digest=bundle.digest), [path]
@@ -235,50 +241,20 @@ class Run:
     def _plan(self, start: ModelBundle, steps: Sequence[Step]) -> tuple[Planned, list[Path]]:
         from edgeprune.pruning.plan import layer_changes
 
-        plan, pruned = self._planned(self._steps, start, steps[-1].plan if steps else None)
+        plan, pruned = self._planner.step(self._steps, start, steps[-1].plan if steps else None)
+        assert plan is not None  # the last step cuts, or an earlier one has cut
         path, files = self.folder.path / PLAN, []
         write_text(path, plan.to_json())
         if steps:
             files.append(self.folder.path / START)
             _save(pruned, files[0])
-        made = tuple(StepRecord.of(step.plan, step.recovery) for step in steps)
+        made = tuple(StepRecord.of(step.plan, step.recovery) for step in steps if step.plan)
         return Planned(plan=plan, layers=layer_changes(plan, self.graph), steps=made), [path, *files]
-
-    def _planned(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[PrunePlan, ModelBundle]:
-        """The plan after step `number`, relative to the dense network, and the network cut by it, not yet recovered."""
-        from edgeprune.planning import Range, Wish, plan_for
-        from edgeprune.pruning.allocation import Rules
-        from edgeprune.pruning.iterative import compose, step_goal
-        from edgeprune.pruning.limits import bounds_of
-        from edgeprune.pruning.plan import apply, check_same_shapes
-        from edgeprune.pruning.shortfall import notes_on
-
-        prune, images = self.config.prune, self._images(_TIMING_IMAGES)
-        range_ = Range(self.bundle, *images, self.config.latency, self._seed)
-        graph = self._trace(start) if before else self.graph
-        dense_ms = range_.dense_ms() if number < self._steps and prune.goal().kind == "latency_ms" else None
-        goal = step_goal(prune.goal(), number, self._steps, prune.schedule, dense_ms=dense_ms)
-        rules = Rules(
-            prune.ranking, bounds_of(self.graph, prune.limits()), {g.name: g.width for g in self.graph.groups}
-        )
-        if before and goal.kind == "macs_ratio":
-            goal = Goal(goal.kind, goal.value * self.graph.macs / graph.macs)
-        wish = Wish(goal, prune.criterion, self._multiple, rules, self.train, self._seed)
-        plan = plan_for(start, graph, wish, range_, self.console)
-        pruned = apply(plan, start, graph)
-        if before:
-            whole = compose(before, plan)
-            widths = {group.name: len(group.kept) for group in whole.groups}
-            notes = plan.notes if self._timed else notes_on(self.graph, widths, prune.goal(), self._multiple, rules)
-            last = {"goal": prune.goal().kind, "goal_value": prune.goal().value, "notes": notes}
-            plan = whole.model_copy(update=last)
-            check_same_shapes(apply(plan, self.bundle, self.graph), pruned)
-        return plan, pruned
 
     def _recover(self, planned: Planned) -> tuple[Recovered, list[Path]]:
         from edgeprune.pruning.plan import apply
 
-        start = self._load(START) if planned.steps else apply(planned.plan, self.bundle, self.graph)
+        start = self._load(START) if self._steps > 1 else apply(planned.plan, self.bundle, self.graph)
         settings = self.config.recover.model_copy(update={"epochs": self._epochs[1]})
         bundle, info = self._recovered(start, settings, "the last step" if planned.steps else "")
         path = self.folder.path / PRUNED

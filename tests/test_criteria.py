@@ -29,7 +29,7 @@ def data(count: int = 24) -> Split:
     return split_of(*stripes(count))
 
 
-WITH_DATA = [criteria.taylor, criteria.adv_taylor, criteria.obd, criteria.apoz]
+WITH_DATA = [criteria.taylor, criteria.adv_taylor, criteria.thin_taylor, criteria.obd, criteria.apoz]
 ALL = [criteria.l1, criteria.l2, criteria.random, criteria.bn_scale, criteria.lamp, criteria.fpgm, *WITH_DATA]
 
 
@@ -180,7 +180,7 @@ def test_dead_group_scores_all_channels_alike() -> None:
     assert criteria.l2(bundle, trace(bundle), None, seed=0).values["stem.0"].tolist() == [1.0] * 16
 
 
-@pytest.mark.parametrize("criterion", [criteria.taylor, criteria.adv_taylor, criteria.obd])
+@pytest.mark.parametrize("criterion", [criteria.taylor, criteria.adv_taylor, criteria.thin_taylor, criteria.obd])
 def test_gradients_that_are_not_finite_are_an_error(criterion: Callable[..., Scores]) -> None:
     bundle, graph = traced()
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_random_follows_its_seed() -> None:
 
 def test_built_in_criteria_are_registered_like_plugins() -> None:
     for criterion in ALL:
-        name = "adv-taylor" if criterion is criteria.adv_taylor else criterion.__name__
+        name = criterion.__name__.replace("_taylor", "-taylor")
         assert name in names("criterion")
         assert find("criterion", name) is criterion
     with pytest.raises(UsageError, match="did you mean taylor"):

@@ -14,7 +14,7 @@ from toy_networks import PRUNABLE, Chain, Lambda, bundle_of, calibrated, randomi
 from edgeprune.errors import PruningError, UsageError
 from edgeprune.protocols import find
 from edgeprune.pruning import criteria
-from edgeprune.pruning.criteria.gradients import ADVERSARIAL_EPSILON
+from edgeprune.pruning.criteria.gradients import ADVERSARIAL_EPSILON, boundary_distances
 from edgeprune.pruning.graph import trace
 from edgeprune.types import ChannelGraph, Group, Member, ModelBundle, Preprocessing, Split
 
@@ -143,6 +143,64 @@ def test_adv_taylor_of_a_senseless_epsilon_is_refused_at_once(epsilon: str) -> N
     with pytest.raises(UsageError, match="unknown criterion: adv-taylor") as caught:
         find("criterion", f"adv-taylor:{epsilon}")
     assert "adv-taylor:2/255" in str(caught.value)
+
+
+def two_classes() -> tuple[ModelBundle, Tensor]:
+    """A network whose margin is linear in the pixels, and that margin's gradient."""
+    layers = {"conv": nn.Conv2d(3, 6, 1), "fc": nn.Linear(6, 2)}
+    module = randomized(Lambda(lambda m, x: m.fc(m.conv(x).mean((2, 3))), **layers))
+    slope = ((module.fc.weight[1] - module.fc.weight[0]) @ module.conv.weight.flatten(1)).detach()
+    return bundle_of(module, classes=2), (slope[:, None, None] / 64).expand(3, 8, 8)
+
+
+def test_distance_to_a_linear_boundary_is_exact() -> None:
+    bundle, slope = two_classes()
+    images = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = bundle.network()(images).double()
+    expected = (logits[:, 1] - logits[:, 0]).abs() / slope.double().norm()
+    torch.testing.assert_close(boundary_distances(bundle.network(), images), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_an_image_without_a_slope_has_no_boundary() -> None:
+    bundle, _ = two_classes()
+    with torch.no_grad():
+        bundle.module.get_parameter("conv.weight").zero_()
+    assert torch.isinf(boundary_distances(bundle.network(), torch.rand(2, 3, 8, 8))).all()
+    with pytest.raises(PruningError, match="no decision boundary"):
+        criteria.thin_taylor(bundle, trace(bundle), data(), seed=0)
+
+
+def test_thin_taylor_of_equally_thin_images_is_taylor() -> None:
+    """All images are one image and its mirror on the other side of the boundary: every distance is the same."""
+    bundle, slope = two_classes()
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = bundle.network()(image[None])[0]
+    mirror = image - 2 * (logits[1] - logits[0]) * slope / slope.square().sum()
+    split = split_of(torch.stack([image, mirror] * 8).numpy(), np.arange(16, dtype=np.int64) % 2)
+    graph = trace(bundle)
+    np.testing.assert_allclose(
+        criteria.thin_taylor(bundle, graph, split, seed=0).values["conv"],
+        criteria.taylor(bundle, graph, split, seed=0).values["conv"],
+        rtol=1e-2,
+        atol=1e-4,
+    )
+
+
+def test_thin_taylor_weighs_an_image_at_the_median_half_and_far_ones_next_to_nothing() -> None:
+    """Of two kinds of images, near and very far, the far ones have no say."""
+    bundle, slope = two_classes()
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1)) + 1e3 * slope / slope.norm()
+    labels = np.zeros(9, dtype=np.int64)
+    near = split_of(torch.stack([image] * 9).numpy(), labels)
+    mixed = split_of(torch.stack([image] * 5 + [other] * 4).numpy(), labels)
+    graph = trace(bundle)
+    expected = criteria.taylor(bundle, graph, near, seed=0).values["conv"]
+    np.testing.assert_allclose(criteria.thin_taylor(bundle, graph, mixed, seed=0).values["conv"], expected, rtol=1e-3)
+    plain = criteria.taylor(bundle, graph, mixed, seed=0).values["conv"]
+    assert not np.allclose(plain, expected, rtol=1e-1)
 
 
 def test_apoz_is_how_often_a_channel_is_not_zero() -> None:

@@ -21,6 +21,10 @@ Widths = dict[str, int]
 _Table = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
+class NothingLeftError(PruningError):
+    """No group can be cut for the goal."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What allocation obeys beside the goal.
@@ -219,7 +223,7 @@ def _cuts(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequen
 def _widths(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequence[int], multiple: int) -> Widths:
     if not _cuts(graph, choices, level):
         widest = max((group.width for group in graph.groups), default=0)
-        raise PruningError(
+        raise NothingLeftError(
             "the plan removes nothing",
             where=f"groups that can be pruned: {len(graph.groups)}, the widest with {widest} channels; "
             f"widths end on multiples of {multiple}",

@@ -120,6 +120,7 @@ _FORMATS: dict[str, Callable[..., str]] = {
     "commands": commands,
     "tight": tight,
     "goal": view.goal,
+    "step_recovery": view.step_recovery,
     "threat": view.threat,
     "effort": effort,
     "place": view.place,

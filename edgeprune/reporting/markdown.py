@@ -10,7 +10,18 @@ import re
 
 from edgeprune.records import Report, Unmeasured
 from edgeprune.reporting import numbers as n
-from edgeprune.reporting.view import Change, Figure, changes, fitting, flips, headline, judged, remedies, threat
+from edgeprune.reporting.view import (
+    Change,
+    Figure,
+    changes,
+    fitting,
+    flips,
+    headline,
+    judged,
+    remedies,
+    step_recovery,
+    threat,
+)
 
 _MARKS = {"passed": "✅", "failed": "❌", "inconclusive": "⚠️", "no budgets": "⚪"}
 _MANY = 12
@@ -27,6 +38,7 @@ def markdown(report: Report) -> str:
         _changes(report),
         _warnings(report),
         _folded("Flips, image by image", _flips(report)),
+        _folded(f"Pruned in {len(report.steps) + 1} steps", _steps(report)),
         _folded(f"Left alone ({len(report.plan.refusals)})", _refusals(report)),
         _folded("The files, the attack and how to reproduce this", _provenance(report)),
     ]
@@ -102,6 +114,14 @@ def _flips(report: Report) -> str:
         for row in rows
     )
     return "\n".join(lines)
+
+
+def _steps(report: Report) -> str:
+    """One line for each step but the last, whose result is the plan."""
+    return "\n".join(
+        f"{number}. {step.channels:,} channels, {n.count(step.macs)} MACs; {text(step_recovery(step.recovery))}"
+        for number, step in enumerate(report.steps, start=1)
+    )
 
 
 def _refusals(report: Report) -> str:

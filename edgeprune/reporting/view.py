@@ -18,6 +18,7 @@ from edgeprune.records import (
     PairedDrop,
     Proportion,
     PrunePlan,
+    RecoveryInfo,
     Report,
     RobustnessComparison,
     ThreatModel,
@@ -189,6 +190,17 @@ def goal(plan: PrunePlan) -> str:
         "latency_ms": f"a p50 of {value:g} ms, measured",
     }
     return words.get(plan.goal, f"{plan.goal} {value:g}")
+
+
+def step_recovery(info: RecoveryInfo | Unmeasured) -> str:
+    """What recovery made of one of several steps, in a phrase."""
+    if isinstance(info, Unmeasured):
+        return info.unmeasured
+    before, after = (
+        "unmeasured" if value is None else n.percent(value) for value in (info.accuracy_before, info.accuracy_after)
+    )
+    epochs = f"{info.epochs} epoch{'s' if info.epochs != 1 else ''}"
+    return f"{info.recipe}, {epochs}: {before} to {after} on held-out training images, in torch"
 
 
 def proportion(value: Proportion) -> Figure:

@@ -5,7 +5,20 @@ different groups are made comparable stands in `scoring`.
 """
 
 from edgeprune.pruning.criteria.activations import apoz
-from edgeprune.pruning.criteria.gradients import adv_taylor, adv_taylor_at, obd, taylor
+from edgeprune.pruning.criteria.gradients import adv_taylor, adv_taylor_at, obd, taylor, thin_taylor
 from edgeprune.pruning.criteria.weights import bn_scale, fpgm, l1, l2, lamp, random
 
-__all__ = ["adv_taylor", "adv_taylor_at", "apoz", "bn_scale", "fpgm", "l1", "l2", "lamp", "obd", "random", "taylor"]
+__all__ = [
+    "adv_taylor",
+    "adv_taylor_at",
+    "apoz",
+    "bn_scale",
+    "fpgm",
+    "l1",
+    "l2",
+    "lamp",
+    "obd",
+    "random",
+    "taylor",
+    "thin_taylor",
+]

@@ -75,6 +75,42 @@ def adv_taylor_at(epsilon: str) -> Criterion:
     return criterion
 
 
+def thin_taylor(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
+    """`taylor` in which images on thin ice weigh more: those near the dense network's decision boundary.
+
+    An image's distance is that of the linearised boundary to the runner-up class, margin over the l2 norm of its
+    gradient (the step of Moosavi-Dezfooli et al. 2016, "DeepFool"), in pixel units; its weight is 2^(-distance / median
+    distance): 1 on the boundary, 1/2 at the median. Weighing images by their distance to the boundary is Zhang et al.
+    2021, "Geometry-aware Instance-reweighted Adversarial Training", done there for training. Errors: those of `taylor`;
+    PruningError when no image has a boundary.
+    """
+    chosen = drawn("thin-taylor", train, _TAYLOR_IMAGES, seed)
+    network = private(bundle).network()
+    far = torch.cat([boundary_distances(network, torch.from_numpy(pixels)) for pixels, _ in chosen.batches(_BATCH)])
+    near = far[torch.isfinite(far)]
+    if not len(near):
+        raise PruningError(
+            "the criterion thin-taylor finds no decision boundary: all gradients vanish or are not finite",
+            hint="use --criterion taylor",
+        )
+    weights = torch.exp2(-far / near.median().clamp_min(torch.finfo(torch.float64).tiny))
+    return _first_order("thin-taylor", bundle, graph, chosen, lambda network, images, labels: images, weights)
+
+
+def boundary_distances(network: nn.Module, images: Tensor) -> Tensor:
+    """Linearised l2 distance of each image to the boundary between its class and the runner-up, float64 (N,), >= 0.
+
+    images: float32 (N, C, H, W) pixels. Infinite where the gradient vanishes.
+    """
+    with torch.enable_grad():
+        points = images.detach().clone().requires_grad_(True)
+        best = network(points).topk(2, dim=1).values
+        margins = best[:, 0] - best[:, 1]
+        (slopes,) = torch.autograd.grad(margins.sum(), points)
+    lengths = slopes.double().flatten(1).norm(dim=1).cpu()
+    return torch.where(lengths > 0, margins.detach().double().cpu() / lengths, torch.inf)
+
+
 def obd(bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores:
     """Optimal brain damage: half the second derivative of the loss at a gate on each channel (LeCun et al. 1990).
 
@@ -120,17 +156,31 @@ def _under_attack(name: str, bundle: ModelBundle, graph: ChannelGraph, train: Sp
     return _first_order(name, bundle, graph, train, attacked)
 
 
-def _first_order(name: str, bundle: ModelBundle, graph: ChannelGraph, train: Split, prepare: Prepare) -> Scores:
-    """Squared effect of each unit, summed over batches of what `prepare` makes of the images."""
+def _first_order(
+    name: str,
+    bundle: ModelBundle,
+    graph: ChannelGraph,
+    train: Split,
+    prepare: Prepare,
+    weights: Tensor | None = None,
+) -> Scores:
+    """Squared effect of each unit, summed over batches of what `prepare` makes of the images.
+
+    `weights`, float64 (N,): how much each image of `train` counts, in its order.
+    """
     working = private(bundle)
     module, network = working.module, working.network()
     sums = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in graph.groups}
+    start = 0
     for pixels, classes in train.batches(_BATCH):
         labels = torch.from_numpy(classes)
         images = prepare(network, torch.from_numpy(pixels), labels)
+        share = torch.ones(len(labels)) if weights is None else weights[start : start + len(labels)].float()
+        start += len(labels)
         module.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            nn.functional.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+            losses = nn.functional.cross_entropy(network(images), labels, reduction="none")
+            (losses * share).mean().backward()  # type: ignore[no-untyped-call]
         for group in graph.groups:
             sums[group.name] += _effect(module, group).square()
     return scores_of(name, graph, lambda group: sums[group.name])
