@@ -132,8 +132,7 @@ def test_the_plan_of_a_run_in_steps_rebuilds_its_structure(stepped: Path, edgepr
     plan = PrunePlan.model_validate_json((stepped / "run" / "plan.json").read_text())
     dense = bundle_of(tiny.trained(), classes=4, shape=(3, 8, 8))
     rebuilt = apply(plan.model_copy(update={"parent": dense.digest}), dense, trace(dense))
-    shipped = package.load(
-        stepped / "run" / "pruned.pt", package.Config().model.model_copy(update={"arch": "tiny:TinyNet"})
-    )
+    settings = package.Config().model.model_copy(update={"arch": "tiny:TinyNet"})
+    shipped = package.load(stepped / "run" / "pruned.pt", settings)
     shapes = {name: tensor.shape for name, tensor in shipped.module.state_dict().items()}
     assert {name: tensor.shape for name, tensor in rebuilt.module.state_dict().items()} == shapes
