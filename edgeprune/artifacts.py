@@ -25,11 +25,15 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a network's files go: `root`/`stem`.onnx and so on, as this side of the comparison."""
+    """Where a network's files go: `root`/`stem`.onnx and so on, as this side of the comparison.
+
+    `plan_digest` is the sha256 of plan.json where the network was made by one; the ONNX file names it.
+    """
 
     root: Path
     stem: str
     side: Side
+    plan_digest: str = ""
 
 
 def export_network(
@@ -48,7 +52,7 @@ def export_network(
     from edgeprune.export.parity import check_parity
 
     onnx = destination.root / f"{destination.stem}.onnx"
-    opset = export_onnx(bundle, onnx)
+    opset = export_onnx(bundle, onnx, plan_digest=destination.plan_digest)
     made: dict[str, tuple[Artifact, tuple[Path, ...]]] = {}
     made["onnx"] = _artifact(bundle, destination, (onnx,), "onnx", opset), (onnx,)
     parity = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from edgeprune.runfolder import RunFolder
 from edgeprune.steps import EVIDENCE, Exported, Planned, Recovered, Run
 from edgeprune.types import ModelBundle, Split
 
-REPORT = "report.json"
+REPORT, ATTESTATION = "report.json", "attestation.json"
 _DOUBT_IMAGES = 256
 
 
@@ -111,8 +112,17 @@ def finish(run: Run, found: Found) -> Report:
         verdict = judge(report, budget, report.artifact("compressed").sha256)
         report = report.model_copy(update={"verdict": verdict})
     write_text(run.folder.path / REPORT, report.to_json())
+    _attest(report, run)
     render(report, run.folder.path)
     return report
+
+
+def _attest(report: Report, run: Run) -> None:
+    from edgeprune.attestation import attest
+
+    configured = hashlib.sha256(run.config.model_dump_json().encode()).hexdigest()
+    statement = attest(report, sha256_of(run.folder.path / REPORT), run.config.budget, configured)
+    write_text(run.folder.path / ATTESTATION, statement.to_json())
 
 
 def _open_data(bundle: ModelBundle, config: Config) -> tuple[Split | None, Split | None]:
@@ -147,7 +157,7 @@ def _doubts(bundle: ModelBundle, train: Split | None, test: Split | None, config
 def _remove_report(folder: Path) -> None:
     from edgeprune.reporting import FORMATS
 
-    for name in (REPORT, EVIDENCE, *FORMATS.values()):
+    for name in (REPORT, EVIDENCE, ATTESTATION, *FORMATS.values()):
         with writing(folder / name):
             (folder / name).unlink(missing_ok=True)
 

@@ -96,6 +96,14 @@ def compress(
 def gate(
     report: Annotated[Path, typer.Argument(help="report.json of a run, or its folder.", show_default=False)],
     artifact: Annotated[Path, typer.Option("--artifact", help="The file that is about to ship.", show_default=False)],
+    test: Annotated[
+        str | None, typer.Option("--test", help="Test data that the report must have been made on: its digest counts.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the rows as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the rows as Markdown.")] = None,
+    annotations: Annotated[
+        bool, typer.Option("--annotations", help="Print GitHub's annotations (::error ...) on stderr.")
+    ] = False,
     config: ConfigFile = None,
     as_json: Json = False,
     *,
@@ -103,14 +111,28 @@ def gate(
 ) -> None:
     """Judge a report about a file against the budgets; the exit code is the verdict."""
     from edgeprune.config import load_config
-    from edgeprune.gate import exit_code, judge_file
-    from edgeprune.records import Report, read_record
+    from edgeprune.gate import exit_code
     from edgeprune.reporting.terminal import print_verdict
+    from edgeprune.shipping import judge_report
 
-    budget = load_config(config, flags).budget
-    if not budget.rules():
+    loaded = load_config(config, flags)
+    if not loaded.budget.rules():
         raise UsageError("no budgets to judge by", hint=_NO_BUDGETS)
-    verdict = judge_file(read_record(Report, _report_of(report)), budget, artifact)
+    verdict = judge_report(_report_of(report), artifact, loaded, test=test)
+    if junit:
+        from edgeprune.files import write_text
+        from edgeprune.reporting.junit import verdict_junit
+
+        write_text(junit, verdict_junit(verdict))
+    if markdown:
+        from edgeprune.files import write_text
+        from edgeprune.reporting.markdown import verdict_markdown
+
+        write_text(markdown, verdict_markdown(verdict))
+    if annotations:
+        from edgeprune.reporting.annotations import workflow_commands
+
+        typer.echo("\n".join(workflow_commands(verdict, str(artifact))), err=True)
     if as_json:
         typer.echo(verdict.to_json(), nl=False)
     else:
@@ -190,6 +212,52 @@ def report(
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
     for written in render(read_record(Report, path), path.parent, wanted):
         typer.echo(written)
+
+
+@app.command()
+@settings("run", "data", "latency")
+def compare(
+    before: Annotated[Path, typer.Argument(help="The run before: its folder or report.json.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The run after.", show_default=False)],
+    measured: Annotated[bool, typer.Option("--measure", help="Time both files together, now.")] = False,
+    gate: Annotated[bool, typer.Option("--gate", help="End with 1 if something is worse, 4 if undecided.")] = False,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the comparison as Markdown.")] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    *,
+    flags: Flags,
+) -> None:
+    """Compare two runs: the same images paired, times where they may be compared."""
+    from edgeprune.comparison import OneRun, compare_runs, exit_code, files_of
+    from edgeprune.reporting.comparison import comparison_markdown, print_comparison
+
+    runs = OneRun.read(_report_of(before)), OneRun.read(_report_of(after))
+    latency = None
+    if measured:
+        from edgeprune.config import load_config
+        from edgeprune.single import measure_file
+
+        files = files_of(*runs)
+        settings = load_config(config, flags)
+        latency = measure_file(files[1], files[0], settings, accuracy=False, console=_messages()).latency
+    found = compare_runs(*runs, latency)
+    if markdown:
+        from edgeprune.files import write_text
+
+        write_text(markdown, comparison_markdown(found))
+    typer.echo(found.to_json(), nl=False) if as_json else print_comparison(found, _stdout())
+    if gate:
+        raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="report, plan, verdict, comparison, statement, profile or config.")],
+) -> None:
+    """Print the JSON Schema of a file that edgeprune writes or reads."""
+    from edgeprune.schema import schema_text
+
+    typer.echo(schema_text(kind), nl=False)
 
 
 @app.command()

@@ -37,6 +37,10 @@ class UsageError(EdgepruneError):
     exit_code = ExitCode.USAGE
 
 
+class SchemaError(UsageError):
+    """A file of an older or newer schema than this version reads."""
+
+
 class ModelError(EdgepruneError):
     """A model file that cannot be opened, or a network that cannot be used."""
 

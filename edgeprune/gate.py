@@ -62,18 +62,40 @@ def judge_file(report: Report, budget: BudgetConfig, path: Path) -> Verdict:
     UsageError when `path` cannot be read. A companion that is absent or not the measured one makes every row
     stale: the weights of a model.xml are in its model.bin.
     """
-    try:
-        digest = sha256_of(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the file to judge: {path}: {error.strerror or error}",
-            hint="name the exported file with --artifact",
-        ) from error
+    digest = _digest_of(path)
     reason = _stranger(report, digest)
     artifact = _shipped(report, digest)
     if artifact is not None:
         reason = reason or _strange_companion(artifact, path.parent)
     return _judge(report, budget, digest, reason)
+
+
+def refuse(budget: BudgetConfig, path: Path, reason: str, remedy: str) -> Verdict:
+    """The verdict on the file at `path` when the report itself is nothing to judge by: every budget is stale.
+
+    For a report of another schema, and for one that its attestation contradicts. UsageError when the file cannot be
+    read.
+    """
+    digest = _digest_of(path)
+    rows = tuple(
+        GateRow(
+            metric=rule.metric,
+            subject="this report",
+            operator=">=" if rule.metric in AT_LEAST else "<=",
+            limit=rule.limit,
+            unit=_UNITS[rule.metric],
+            actual=None,
+            bound=None,
+            confidence=None,
+            status="stale",
+            distance=None,
+            reason=reason,
+            remedy=remedy,
+            scope=rule.scope,
+        )
+        for rule in budget.rules()
+    )
+    return Verdict(status="failed", artifact_sha256=digest, rows=rows, reason=reason)
 
 
 def exit_code(verdict: Verdict) -> ExitCode:
@@ -110,6 +132,16 @@ def unsupported(budget: BudgetConfig, samples: int, attacked: int | None = None)
             line += f" even if no image flips, about {likely:,} if one in twenty does"
         lines.append(line)
     return tuple(lines)
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the file to judge: {path}: {error.strerror or error}",
+            hint="name the exported file with --artifact",
+        ) from error
 
 
 def _judge(report: Report, budget: BudgetConfig, digest: str, stale: str) -> Verdict:

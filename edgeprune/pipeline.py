@@ -38,6 +38,6 @@ def written(folder: Path) -> tuple[Path, ...]:
     """The files of a finished run that a user wants, the report first."""
     names = (
         *("report.html", "report.md", "report.json", "model.onnx", "model.xml", "model.bin"),
-        *("pruned.pt", "plan.json", "evidence.npz"),
+        *("pruned.pt", "plan.json", "evidence.npz", "attestation.json"),
     )
     return tuple(folder / name for name in names if (folder / name).exists())

@@ -26,7 +26,7 @@ from edgeprune.records import Record
 T = TypeVar("T", bound=Record)
 
 STAGES = "stages"
-CONCLUSIONS = ("report.json", "report.md", "report.html", "junit.xml", "evidence.npz")
+CONCLUSIONS = ("report.json", "report.md", "report.html", "junit.xml", "evidence.npz", "attestation.json")
 """What is made from the stages: stale as soon as one of them is made again."""
 
 

@@ -158,6 +158,7 @@ class Run:
         inputs = {
             "dense": self._model_key,
             "compressed": recovered.digest,
+            "plan": self._plan_digest,
             "runtimes": {name: _runtime(name).version() for name in self.config.latency.runtimes},
             "images": [split.digest for split in (self.test, self.train) if split],
         }
@@ -276,7 +277,8 @@ class Run:
         made = []
         for side, stem in STEMS.items():
             with self.console.task(f"exporting the {side} network"):
-                destination = Destination(self.folder.path, stem, side)
+                plan = self._plan_digest if side == "compressed" else ""
+                destination = Destination(self.folder.path, stem, side, plan)
                 runtimes = self.config.latency.runtimes
                 made.append(export_network(self._network(side), destination, runtimes, images, inputs))
         exported = Exported(
@@ -398,6 +400,10 @@ class Run:
             "classes": self.bundle.classes,
             "edgeprune": edgeprune.__version__,
         }
+
+    @property
+    def _plan_digest(self) -> str:
+        return sha256_of(self.folder.path / PLAN)
 
     def _network(self, side: Side) -> ModelBundle:
         """The dense bundle, or the compressed one as it was saved: what a user gets back is what is exported."""

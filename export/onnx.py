@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats, ModelBundle
 
 INPUT, OUTPUT = "images", "logits"
-PARENT_KEY, VERSION_KEY = "edgeprune.parent_digest", "edgeprune.version"
+PARENT_KEY, VERSION_KEY, PLAN_KEY = "edgeprune.parent_digest", "edgeprune.version", "edgeprune.plan_digest"
 
 
-def export_onnx(bundle: ModelBundle, path: Path) -> int:
+def export_onnx(bundle: ModelBundle, path: Path, *, plan_digest: str = "") -> int:
     """Write the bundle's network, preprocessing included, to `path`; return the opset.
+
+    The file names the weights that it holds, the version that wrote it and, where one is given, the sha256 of the
+    plan that they were pruned by.
 
     Errors: ExportError when torch cannot export the network (with torch's own reason) or the file is not valid.
     """
@@ -39,7 +42,8 @@ def export_onnx(bundle: ModelBundle, path: Path) -> int:
 
     proto = _trace(bundle)
     _forget_where_from(proto)
-    for key, value in ((PARENT_KEY, bundle.digest), (VERSION_KEY, version("edgeprune"))):
+    names = {PARENT_KEY: bundle.digest, VERSION_KEY: version("edgeprune"), PLAN_KEY: plan_digest}
+    for key, value in ((key, value) for key, value in names.items() if value):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     try:

@@ -25,7 +25,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "sklearn", "jinja2
 OUTPUTS = ("model.onnx", "model.xml", "model.bin", "plan.json", "pruned.pt", "evidence.npz")
 PARTS = (
     *("report.html", "report.md", "report.json", "model.onnx", "model.xml", "model.bin"),
-    *("pruned.pt", "plan.json", "evidence.npz"),
+    *("pruned.pt", "plan.json", "evidence.npz", "attestation.json"),
 )
 
 

@@ -6,6 +6,7 @@ beside the file (sha256), runtime, precision, target and data that it belongs to
 """
 
 from edgeprune.records.artifacts import AccuracyComparison, Artifact, Parity, RuntimeInfo
+from edgeprune.records.attestation import Digest, Predicate, Resource, Statement
 from edgeprune.records.base import (
     SCHEMA_VERSION,
     Interval,
@@ -17,6 +18,7 @@ from edgeprune.records.base import (
     Unmeasured,
     read_record,
 )
+from edgeprune.records.comparison import LayerPair, Paired, RunComparison, RunName, TimesCompared, Unpaired, Weighed
 from edgeprune.records.latency import (
     BlockSamples,
     LatencyComparison,
@@ -47,6 +49,7 @@ __all__ = [
     "AttackPart",
     "AttackedFile",
     "BlockSamples",
+    "Digest",
     "Environment",
     "GateRow",
     "GroupPlan",
@@ -56,9 +59,12 @@ __all__ = [
     "LatencyRequest",
     "LatencyStats",
     "LayerChange",
+    "LayerPair",
     "ModelInfo",
+    "Paired",
     "PairedDrop",
     "Parity",
+    "Predicate",
     "Proportion",
     "PrunePlan",
     "QuickRatio",
@@ -67,15 +73,22 @@ __all__ = [
     "RecoveryInfo",
     "RefusalRecord",
     "Report",
+    "Resource",
     "RobustnessComparison",
+    "RunComparison",
+    "RunName",
     "RuntimeInfo",
     "Sha256",
     "Side",
     "SplitInfo",
+    "Statement",
     "StepRecord",
     "TargetInfo",
     "ThreatModel",
+    "TimesCompared",
     "Unmeasured",
+    "Unpaired",
     "Verdict",
+    "Weighed",
     "read_record",
 ]

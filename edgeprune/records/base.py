@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgeprune.errors import UsageError
+from edgeprune.errors import SchemaError, UsageError
 
 SCHEMA_VERSION: Final = "1"
 
@@ -73,13 +73,18 @@ class PairedDrop(Record):
 
 
 def read_record(kind: type[R], path: Path) -> R:
-    """Read a record from a JSON file; UsageError says what is wrong with it and where."""
+    """Read a record from a JSON file; UsageError says what is wrong with it and where.
+
+    SchemaError, a UsageError, when the file says that it was written in another schema.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
+    if "schema_version" in kind.model_fields:
+        _check_schema(kind.__name__, text, path)
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -90,3 +95,23 @@ def read_record(kind: type[R], path: Path) -> R:
             where=f"{place}: {first['msg']}",
             hint="make it again with this version, or use the version that wrote it",
         ) from error
+
+
+def _check_schema(name: str, text: str, path: Path) -> None:
+    """SchemaError when the text names another schema version; what is no such JSON is for the validation to refuse."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    found = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
+    if found == SCHEMA_VERSION:
+        return
+    newer = str(found).isdigit() and int(str(found)) > int(SCHEMA_VERSION)
+    environment = data.get("environment")
+    wrote = str(environment.get("edgeprune", ""))[:40] if isinstance(environment, dict) else ""
+    remedy = f"use edgeprune {wrote}, which wrote it" if wrote else "use the version of edgeprune that wrote it"
+    raise SchemaError(
+        f"{path} is a {name} of the {'newer' if newer else 'older'} schema {str(found)[:20]!r}; this version reads "
+        f"{SCHEMA_VERSION!r}",
+        hint=f"{remedy}, or a newer one" if newer else f"run `edgeprune compress` again, or {remedy}",
+    )

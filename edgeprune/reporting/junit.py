@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from edgeprune.records import Report
+from edgeprune.records import Report, Verdict
 from edgeprune.reporting.view import NOT_JUDGED, Judged, judged
 
 _NOT_XML = re.compile(r"[^\t\n\r\u0020-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
@@ -17,7 +17,15 @@ _NOT_XML = re.compile(r"[^\t\n\r\u0020-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]
 
 def junit(report: Report) -> str:
     """The report's verdict as JUnit XML; a report without rows is one skipped testcase."""
-    rows = judged(report.verdict)
+    return _suite(judged(report.verdict), report.created)
+
+
+def verdict_junit(verdict: Verdict) -> str:
+    """A verdict alone, as the gate writes it: without a time, so that the same verdict gives the same file."""
+    return _suite(judged(verdict), "")
+
+
+def _suite(rows: tuple[Judged, ...], created: str) -> str:
     failures = sum(row.status in ("fail", "stale", "missing") and not row.only_warns for row in rows)
     errors = sum(row.status == "inconclusive" and not row.only_warns for row in rows)
     counts = {
@@ -26,8 +34,9 @@ def junit(report: Report) -> str:
         "errors": str(errors),
         "skipped": str(int(not rows)),
     }
+    when = {"timestamp": _text(created)} if created else {}
     root = ET.Element("testsuites", {"name": "edgeprune", **counts})
-    suite = ET.SubElement(root, "testsuite", {"name": "edgeprune gate", **counts, "timestamp": _text(report.created)})
+    suite = ET.SubElement(root, "testsuite", {"name": "edgeprune gate", **counts, **when})
     for row in rows:
         _case(suite, row)
     if not rows:

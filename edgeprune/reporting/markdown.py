@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from edgeprune.records import Report, Unmeasured
+from edgeprune.records import Report, Unmeasured, Verdict
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.view import (
     Change,
@@ -34,7 +34,7 @@ def markdown(report: Report) -> str:
     blocks = [
         f"## {_MARKS[head.status]} {head.title}: {target}",
         text(head.sentence),
-        _gate(report),
+        _gate(report.verdict),
         _changes(report),
         _warnings(report),
         _folded("Flips, image by image", _flips(report)),
@@ -42,6 +42,14 @@ def markdown(report: Report) -> str:
         _folded(f"Left alone ({len(report.plan.refusals)})", _refusals(report)),
         _folded("The files, the attack and how to reproduce this", _provenance(report)),
     ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def verdict_markdown(verdict: Verdict) -> str:
+    """A verdict alone, as the gate writes it."""
+    head = headline(verdict)
+    digest = f"sha256 `{verdict.artifact_sha256}`"
+    blocks = [f"## {_MARKS[head.status]} {head.title}", text(head.sentence), _gate(verdict), digest]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -60,8 +68,8 @@ def text(value: str) -> str:
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
 
 
-def _gate(report: Report) -> str:
-    rows = judged(report.verdict)
+def _gate(verdict: Verdict | None) -> str:
+    rows = judged(verdict)
     if not rows:
         return ""
     lines = ["| | budget | limit | measured | judged | |", "| --- | --- | --- | --- | --- | --- |"]
