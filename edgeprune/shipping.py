@@ -29,11 +29,13 @@ def judge_report(path: Path, artifact: Path, config: Config, *, test: str | None
         report = read_record(Report, path)
     except SchemaError as error:
         return refuse(budget, artifact, error.what, error.hint)
-    if reason := contradiction(path, artifact):
-        return refuse(budget, artifact, reason, _AGAIN)
     if test is not None:
         budget = _on(report, budget, test, config)
-    return judge_file(report, budget, artifact)
+    verdict = judge_file(report, budget, artifact)
+    if all(row.status == "stale" for row in verdict.rows):  # another file: that says more than a contradiction
+        return verdict
+    reason = contradiction(path, artifact)
+    return refuse(budget, artifact, reason, _AGAIN) if reason else verdict
 
 
 def _on(report: Report, budget: BudgetConfig, test: str, config: Config) -> BudgetConfig:
