@@ -183,17 +183,29 @@ def attack(
         ),
     ] = None,
     evidence: Annotated[Path | None, typer.Option("--evidence", help="Write the adversarials to this .npz.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", help="Attack with nothing but the adversarials in this evidence.npz.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option("--journal", help="Note here how far the attack got, and go on from there.")
+    ] = None,
     config: ConfigFile = None,
     as_json: Json = False,
     *,
     flags: Flags,
 ) -> None:
     """Attack an exported file in the runtime that serves it."""
+    from edgeprune.attacking import attack_one
     from edgeprune.config import load_config
-    from edgeprune.reporting.listings import print_attacked
-    from edgeprune.single import attack_one
+    from edgeprune.replaying import replay_file
+    from edgeprune.reporting.listings import print_attacked, print_replayed
 
-    found = attack_one(file, gradients, load_config(config, flags), evidence=evidence, console=_messages())
+    loaded, console = load_config(config, flags), _messages()
+    if replay is not None:
+        shown = replay_file(file, replay, loaded, console=console)
+        typer.echo(shown.to_json(), nl=False) if as_json else print_replayed(shown, _stdout())
+        return
+    found = attack_one(file, gradients, loaded, evidence=evidence, journal=journal, console=console)
     typer.echo(found.to_json(), nl=False) if as_json else print_attacked(found, _stdout())
     if not found.conclusive:
         raise typer.Exit(ExitCode.INCONCLUSIVE)

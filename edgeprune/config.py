@@ -22,7 +22,7 @@ from edgeprune.errors import UsageError
 from edgeprune.protocols import did_you_mean
 from edgeprune.pruning.limits import Span as WidthSpan
 from edgeprune.pruning.limits import WidthLimits, amount, span
-from edgeprune.quantities import Epsilon, Milliseconds, Times, Width, Widths
+from edgeprune.quantities import Epsilon, Milliseconds, Minutes, Times, Width, Widths
 from edgeprune.sections import Section, setting
 from edgeprune.types import Goal
 
@@ -181,13 +181,19 @@ class LatencyConfig(Section):
 
 class AttackConfig(Section):
     attack: str = setting("pgd", "Which attack is run on the exported file.")
-    norm: Literal["linf", "l2"] = setting("linf", "Norm of the perturbation.")
+    norm: Literal["linf", "l2", "l1"] = setting("linf", "Norm of the perturbation.")
     eps: Epsilon = setting("8/255", "Largest perturbation, in pixel units.")
     steps: int = setting(40, "Gradient steps a restart.", flag="attack-steps", gt=0)
     restarts: int = setting(2, "Random starts.", flag="attack-restarts", gt=0)
     targets: int = setting(9, "Classes that a targeted attack tries, nearest first.", flag="attack-targets", gt=0)
     queries: int = setting(5000, "Questions a black-box attack asks about an image.", flag="attack-queries", gt=0)
     samples: int | None = setting(None, "Attack this many test images (default: all).", flag="attack-samples", gt=0)
+    target: int | None = setting(
+        None, "Push images into this class (its index), not just out of their own.", flag="attack-target", ge=0
+    )
+    minutes: Minutes | None = setting(
+        None, "Stop an attack on one file after this time; what was not finished is said.", flag="attack-for"
+    )
 
     @property
     def epsilon(self) -> float:
@@ -196,7 +202,7 @@ class AttackConfig(Section):
     @model_validator(mode="after")
     def _suites_are_fixed(self) -> AttackConfig:
         given = [name for name in ("steps", "restarts", "targets", "queries") if name in self.model_fields_set]
-        if self.attack in ("quick", "standard") and given:
+        if self.attack in ("quick", "standard", "wide", "black-box") and given:
             raise ValueError(f"{self.attack} has its own settings: leave out {' and '.join(given)}, or set an attack")
         return self
 

@@ -1,7 +1,7 @@
 """Numbers as people write them: "2 pt", "1.5x", "3.5 ms", "500 kB", "8/255", "16..48".
 
-Promise: a bare number is in the base unit (a fraction, a ratio, milliseconds, bytes), a unit is never guessed, and a
-fraction stays exact. What cannot be read is a ValueError that shows how to write it.
+Promise: a bare number is in the base unit (a fraction, a ratio, milliseconds, minutes, bytes), a unit is never guessed,
+and a fraction stays exact. What cannot be read is a ValueError that shows how to write it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _UNITS = {
     "x": Decimal(1),
     "ms": Decimal(1),
     "s": Decimal(1000),
+    "m": Decimal(1),
+    "min": Decimal(1),
+    "h": Decimal(60),
     "B": Decimal(1),
     "us": Decimal("0.001"),
     "kB": Decimal(1000),
@@ -97,6 +100,7 @@ Drop = Annotated[float, _quantity("2 pt", "pt", "%"), AfterValidator(_a_drop)]
 Share = Annotated[float, _quantity("90 %", "%"), AfterValidator(_a_share)]
 Bytes = Annotated[float, _quantity("500 kB", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"), Field(gt=0)]
 Milliseconds = Annotated[float, _quantity("3.5 ms", "us", "ms", "s"), Field(gt=0)]
+Minutes = Annotated[float, _quantity("10m", "m", "min", "h"), Field(gt=0)]
 Times = Annotated[float, _quantity("1.5x", "x", "%"), Field(gt=0)]
 Epsilon = Annotated[str, BeforeValidator(_exact, json_schema_input_type=float | str)]
 Width = Annotated[str, BeforeValidator(_as_text), _readable(amount)]

@@ -191,9 +191,11 @@ class Run:
         if self.test is None:
             return _NO_TEST
         from edgeprune.robustness import evaluate
+        from edgeprune.robustness.evidence import write_evidence
 
-        subset = evaluate.attack_subset(self.test, self.config.attack.samples, self._seed)
-        threat = evaluate.threat_model(self.config.attack, self.bundle.preprocessing.bounds, subset, self._seed)
+        wanted = self.config.attack
+        subset = evaluate.attack_subset(self.test, wanted.samples, self._seed, without=wanted.target)
+        threat = evaluate.threat_model(wanted, self.bundle.preprocessing.bounds, subset, self._seed)
         outcomes = []
         for side in STEMS:
             path = self.folder.path / STAGES / f"attack-{side}.npz"
@@ -201,7 +203,7 @@ class Run:
                 **exported.digests(),
                 **self._served,
                 "threat": threat.model_dump(),
-                "gradients": "twin 1",
+                "gradients": "twin 2",
                 "device": self.config.run.device,
             }
             work = partial(self._attack, exported, side, subset, threat, path)
@@ -209,7 +211,7 @@ class Run:
             outcomes.append(evaluate.FileOutcome.load(path))
         info = self._open(exported, "compressed", self.config.latency.runtimes[0]).info
         comparison = evaluate.compare(outcomes[0], outcomes[1], threat, info, self.config.budget.confidence)
-        evaluate.write_evidence(self.folder.path / EVIDENCE, outcomes[0], outcomes[1])
+        write_evidence(self.folder.path / EVIDENCE, dict(zip(STEMS, outcomes, strict=True)), threat)
         return comparison
 
     @cached_property
@@ -331,6 +333,7 @@ class Run:
                 sha256=exported.of(side, _runtime(name).format).sha256,
                 gradient_source=source.said,
                 device=self.config.run.device,
+                journal=self.folder.scratch(f"attack-{side}") / "journal.npz",
                 progress=progress,
             )
         outcome.save(path)

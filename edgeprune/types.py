@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from torch import Tensor, nn
 
@@ -271,20 +273,38 @@ class Victim:
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """How long an attack may take, and where it notes how far it got.
+
+    `seconds` in all, over every time that it is taken up again; None: as long as it needs. `journal`: a file that a
+    killed attack goes on from, if it was written under the same `key`; None: none is kept.
+    """
+
+    seconds: float | None = None
+    journal: Path | None = None
+    key: str = ""
+
+
+ENDLESS = Course()
+
+
+@dataclass(frozen=True, slots=True)
 class AttackBudget:
     """Norm, radius and effort of one attack. `epsilon` is in pixel units.
 
     `targets`: other classes that a targeted attack tries, nearest first; `queries`: questions that a black-box attack
-    asks about an image. An attack uses what it knows of; a named suite has settings of its own.
+    asks about an image. An attack uses what it knows of; a named suite has settings of its own. One that knows nothing
+    of `course` runs from its start to its end.
     """
 
-    norm: Literal["linf", "l2"]
+    norm: Literal["linf", "l2", "l1"]
     epsilon: float
     steps: int
     restarts: int
     seed: int
     targets: int = 9
     queries: int = 5000
+    course: Course = ENDLESS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -296,7 +316,8 @@ class AttackOutcome:
     finite at the start of every restart. gain: float32 (N,), the largest fall of the runtime's margin from a start to
     a later iterate, as a share of the clean margin; None where an attack cannot say. late: float32 (N,), how far the
     lowest margin of all fell in the last tenth of the last pass's steps, the same share. black_box: bool (N,), stood
-    against every part that follows gradients and fell to one that does not.
+    against every part that follows gradients and fell to one that does not. unfinished: what was still to do when the
+    time was up, in words; empty where everything was done.
     """
 
     adversarials: Tensor
@@ -305,3 +326,4 @@ class AttackOutcome:
     gain: Tensor | None = None
     late: Tensor | None = None
     black_box: Tensor | None = None
+    unfinished: tuple[str, ...] = ()

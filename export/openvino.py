@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats
 
 
+PARENT = ("edgeprune", "parent_digest")
+"""Where an IR notes the digest of the weights that it came from."""
+
+
 def _check_is_xml(path: Path) -> None:
     """OpenVINO tries every format that it knows on a file that is no IR, and prints about each."""
     if path.suffix != ".xml":
@@ -92,6 +96,7 @@ class OpenVino:
         except Exception as error:  # the converter has an error class of its own, in a private module
             raise ExportError(f"OpenVINO cannot convert {onnx}: {_last_line(error)}") from error
         _name_by_position(model)
+        _note_parent(model, onnx)
         weights = destination.with_suffix(".bin")
         with replacing(weights) as beside_weights, replacing(destination) as beside:
             try:
@@ -115,6 +120,15 @@ def _name_by_position(model: Any) -> None:
     for position, operation in enumerate(model.get_ordered_ops()):
         if re.fullmatch(r"[A-Z]\w*_\d+", operation.get_friendly_name()):
             operation.set_friendly_name(f"{operation.get_type_name()}_{position}")
+
+
+def _note_parent(model: Any, onnx: Path) -> None:
+    """The digest of the weights that the ONNX file was exported from, where edgeprune exported it."""
+    from edgeprune.export.onnx import parent_of
+
+    parent = parent_of(onnx)
+    if parent is not None:
+        model.set_rt_info(parent, list(PARENT))
 
 
 def _last_line(error: BaseException) -> str:

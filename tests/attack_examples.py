@@ -37,7 +37,7 @@ class ModuleSession:
     """A session whose runtime is the torch module itself, or any function of pixels."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], name: str = "fake") -> None:
-        self.function = function
+        self.function, self.input_shape = function, None
         self.info = RuntimeInfo(name=name, version="1", precision="float32", threads=1)
 
     def logits(self, images: Floats) -> Floats:

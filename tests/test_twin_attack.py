@@ -18,7 +18,7 @@ from twin_examples import node
 
 from edgeprune.robustness.twin import table
 
-NO_RESULT = 3
+INCONCLUSIVE = 4
 
 
 def foreign(path: Path) -> Path:
@@ -77,22 +77,23 @@ def test_ir_takes_its_gradients_from_the_onnx_file_beside_it(project: Path, edge
     assert found["robust"] == result(edgeprune, "run/model.onnx")["robust"]
 
 
-def test_ir_alone_says_what_to_do(project: Path, edgeprune: Command) -> None:
+def test_ir_alone_is_attacked_through_its_own_graph(project: Path, edgeprune: Command) -> None:
+    """The same network in another format: the same images stand."""
+    beside = result(edgeprune, "run/model.xml")
     (project / "run" / "model.onnx").unlink()
-    said = edgeprune("attack", "run/model.xml")
-    assert said.code == NO_RESULT
-    for words in ("no model.onnx beside it", "--gradients"):
-        assert words in said.err
+    alone = result(edgeprune, "run/model.xml")
+    assert str(alone["gradient_source"]).startswith("twin of the file (parity ")
+    for key in ("clean", "robust", "fell"):
+        assert alone[key] == beside[key]
 
 
-def test_ir_beside_another_networks_onnx_is_refused(project: Path, edgeprune: Command) -> None:
+def test_ir_beside_another_networks_onnx_takes_its_own_graph(project: Path, edgeprune: Command) -> None:
     shutil.copy(project / "run" / "dense" / "model.onnx", project / "run" / "model.onnx")
-    said = edgeprune("attack", "run/model.xml")
-    assert said.code == NO_RESULT
-    assert "differ by" in said.err
+    assert str(result(edgeprune, "run/model.xml")["gradient_source"]).startswith("twin of the file (parity ")
 
 
-def test_operator_without_a_rule_is_named(project: Path, edgeprune: Command) -> None:
+def test_operator_without_a_rule_is_named_and_only_asked(project: Path, edgeprune: Command) -> None:
+    """Without gradients the runtime alone is asked: graded lower, and never conclusive."""
     path = foreign(project / "foreign.onnx")
     model = onnx.load(path)
     for each in model.graph.node:
@@ -100,10 +101,15 @@ def test_operator_without_a_rule_is_named(project: Path, edgeprune: Command) -> 
             each.op_type, each.domain = "QuickGelu", "com.microsoft"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, path)
-    said = edgeprune("attack", path.name)
-    assert said.code == NO_RESULT
-    assert "no rule for com.microsoft.QuickGelu" in said.err
-    assert "--gradients" in said.err
+    said = edgeprune(
+        "attack", path.name, "--attack", "square", "--attack-queries", "50", "--attack-samples", "8", "--json"
+    )
+    assert said.code == INCONCLUSIVE
+    found = json.loads(said.out)
+    assert found["result"]["grade"] == "black box"
+    assert "no rule for com.microsoft.QuickGelu" in found["result"]["gradient_source"]
+    assert any("followed no gradient" in line for line in found["warnings"])
+    assert found["threat"]["attack"] == "square"
 
 
 def test_mean_of_the_settings_is_not_applied_twice(project: Path, edgeprune: Command) -> None:
@@ -130,4 +136,4 @@ def test_evidence_is_of_the_users_own_shape(project: Path, edgeprune: Command) -
     path = foreign(project / "foreign.onnx")
     result(edgeprune, path.name, "--evidence", "found.npz")
     with np.load(project / "found.npz") as found:
-        assert found["adversarials"].shape[1:] == (3, 8, 8)
+        assert found["file_adversarials"].shape[1:] == (3, 8, 8)

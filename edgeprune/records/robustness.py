@@ -26,10 +26,11 @@ class ThreatModel(Record):
     """What the adversary may do. `epsilon` is exact ("8/255"), in pixel units inside `bounds`.
 
     `parts` are what the attack runs, in their order; `steps` and `restarts` the largest of them. An image that falls is
-    not attacked by the parts that follow.
+    not attacked by the parts that follow. `target`: the class that images are pushed into; None: any but their own.
+    `seconds`: the time that an attack on one file may take.
     """
 
-    norm: Literal["linf", "l2"]
+    norm: Literal["linf", "l2", "l1"]
     epsilon: str
     epsilon_value: float
     bounds: tuple[float, float]
@@ -40,14 +41,18 @@ class ThreatModel(Record):
     samples: int
     samples_digest: Sha256
     parts: tuple[AttackPart, ...] = ()
+    target: int | None = None
+    seconds: float | None = None
 
 
 class AttackedFile(Record):
     """One file's fate under the threat model.
 
-    `fell` counts images the runtime got right before and wrong under attack; `rounded` those that stay wrong
-    after rounding to 8 bits; `rejected` claims that the second look refused (outside epsilon or the pixel
-    range, or not misclassified again). `dead_gradients` counts attacked images without a usable gradient.
+    `fell` counts images the runtime got right before and wrong under attack; `rounded` those that stay wrong after
+    rounding to 8 bits; `rejected` claims that the second look refused (outside epsilon or the pixel range, or not
+    misclassified again). `dead_gradients` counts attacked images without a usable gradient. `grade`: an attack that
+    followed gradients, or one that could only ask (weaker evidence). `unfinished`: what was still to do when the time
+    was up.
     """
 
     sha256: Sha256
@@ -60,6 +65,8 @@ class AttackedFile(Record):
     gradient_source: str
     twin_disagreement: float
     seconds: float
+    grade: Literal["gradients", "black box"] = "gradients"
+    unfinished: tuple[str, ...] = ()
 
 
 class RobustnessComparison(Record):

@@ -13,10 +13,12 @@ from edgeprune.records import LatencyStats, Proportion, Unmeasured
 from edgeprune.robustness.suites import effort
 
 if TYPE_CHECKING:
+    from edgeprune.attacking import Attacked
     from edgeprune.environment import DoctorReport
     from edgeprune.inspection import Inspection
     from edgeprune.latency.profiles import Profile
-    from edgeprune.single import Attacked, Measured
+    from edgeprune.replaying import Replayed
+    from edgeprune.single import Measured
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -96,6 +98,20 @@ def print_attacked(found: Attacked, console: Console) -> None:
     )
     for warning in found.warnings:
         console.print(Text(f"inconclusive: {warning}", "yellow"))
+
+
+def print_replayed(found: Replayed, console: Console) -> None:
+    """How many of the adversarials still fool the file."""
+    console.print(Text.assemble((found.file, "bold"), f"  sha256 {found.sha256}"))
+    same = "this file" if found.found_on == found.sha256 else f"the file {found.found_on[:12]}"
+    threat = found.threat
+    console.print(f"adversarials of {threat.attack}, {threat.norm} {threat.epsilon}, found on {same}")
+    console.print(f"{found.fell} of {found.claimed} still fall; {found.outside} break the threat model")
+    console.print(f"{found.already_wrong} belong to images that the file gets wrong anyway")
+    console.print(f"clean accuracy   {_share(found.clean)}", markup=False)
+    console.print(
+        f"left standing    {_share(found.robust)}  (by replay alone: no evidence of robustness)", markup=False
+    )
 
 
 def print_profiles(profiles: Sequence[Profile], console: Console) -> None:

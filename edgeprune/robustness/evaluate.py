@@ -17,14 +17,16 @@ from edgeprune.data.splits import stratified
 from edgeprune.errors import DataError, UsageError
 from edgeprune.records import AccuracyComparison, AttackedFile, RobustnessComparison, RuntimeInfo, ThreatModel
 from edgeprune.robustness.health import warnings
-from edgeprune.robustness.outcome import FileOutcome, FilePredictions, evidence, write_evidence
+from edgeprune.robustness.outcome import FileOutcome, FilePredictions
 from edgeprune.robustness.stage import Stage
 from edgeprune.robustness.statistics import paired_drop, proportion
 from edgeprune.robustness.suites import parts_of
 from edgeprune.robustness.verdicts import checked_logits, predictions, require_known
-from edgeprune.types import Split
+from edgeprune.types import Course, Split
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from edgeprune.config import AttackConfig
@@ -35,13 +37,13 @@ __all__ = [
     "FileOutcome",
     "FilePredictions",
     "accuracy_comparison",
+    "as_run",
     "attack_file",
     "attack_subset",
     "compare",
-    "evidence",
+    "part_of",
     "predict",
     "threat_model",
-    "write_evidence",
 ]
 
 BATCH = 256
@@ -84,14 +86,21 @@ def accuracy_comparison(
     )
 
 
-def attack_subset(split: Split, samples: int | None, seed: int) -> Split:
+def attack_subset(split: Split, samples: int | None, seed: int, *, without: int | None = None) -> Split:
     """The images to attack: `samples` of them, stratified by class, drawn by `seed`, ascending; None: all of them.
 
-    The digest is the sha256 of the split's own digest and the drawn ids, so it covers the pixels too.
+    `without`: a class whose images are left out, since they cannot be pushed into it. The digest is the sha256 of the
+    split's own digest and the drawn ids, so it covers the pixels too.
     """
+    if without is not None and bool((split.labels() == without).any()):
+        split = part_of(split, split.ids[split.labels() != without])
     if samples is None or samples >= len(split):
         return split
-    ids = split.ids[stratified(split.labels(), samples, seed)]
+    return part_of(split, split.ids[stratified(split.labels(), samples, seed)])
+
+
+def part_of(split: Split, ids: Ints) -> Split:
+    """These samples of the split; the digest is the sha256 of the split's own and the ids."""
     digest = hashlib.sha256(bytes.fromhex(split.digest) + np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest()
     return Split(role=split.role, name=split.name, source=split.source, ids=ids, digest=digest)
 
@@ -111,24 +120,29 @@ def threat_model(config: AttackConfig, bounds: tuple[float, float], split: Split
         samples=len(split),
         samples_digest=split.digest,
         parts=parts,
+        target=config.target,
+        seconds=None if config.minutes is None else 60 * config.minutes,
     )
 
 
 def attack_file(
     session: Session,
-    module: nn.Module,
+    module: nn.Module | None,
     split: Split,
     threat: ThreatModel,
     *,
     sha256: str,
     gradient_source: str,
     device: str = "cpu",
+    journal: Path | None = None,
     progress: Progress,
 ) -> FileOutcome:
     """Attack the file behind `session` on every image of `split` that it gets right; verify, round, probe.
 
-    `module` maps pixels to logits and gives the gradients on `device`; `gradient_source` says what it is. DataError
-    when there is no image; MeasurementError when the file's logits are no logits.
+    `module` maps pixels to logits and gives the gradients on `device`; None: there are none, and the attack must be one
+    that asks for none; `gradient_source` says what it is. `journal`: where the attack notes how far it got, and goes on
+    from; it is removed at the end. DataError when there is no image; MeasurementError when the file's logits are no
+    logits.
     """
     began = time.perf_counter()
     if not len(split):
@@ -136,18 +150,26 @@ def attack_file(
     images = np.array(split.source.read(split.ids), np.float32)  # a copy: torch wants to be able to write
     labels, clean = split.labels(), predict(session, split)
     right = np.flatnonzero(clean == labels)
-    stage = Stage(session, _on(module, device), threat)
-    found = stage.attack(images[right], labels[right], lambda text, share: progress(text, 0.9 * share))
+    course = Course(threat.seconds, journal, _key(sha256, threat, gradient_source))
+    stage = Stage(session, None if module is None else _on(module, device), threat, course)
+    given = (images, labels, clean)
+    if threat.target is not None:  # from here on class 1 is the target, class 0 all others
+        stage, none = stage.towards(threat.target), np.zeros(len(right), np.int64)
+        given = (images[right], none, none)
+    aimed = given[1][given[1] == given[2]]
+    found = stage.attack(images[right], aimed, lambda text, share: progress(text, 0.9 * share))
     progress("verifying the adversarials again", 0.9)
-    claims = stage.look_again(found, images[right], labels[right])
+    claims = stage.look_again(found, images[right], aimed)
     progress("probing the attack", 0.95)
-    watched = stage.watch(found, claims, images, labels, clean)
+    watched = stage.watch(found, claims, *given)
     fell, rounded, dead = (np.zeros(len(labels), bool) for _ in range(3))
     fell[right], rounded[right] = claims.believed, claims.rounded
     dead[right] = ~found.gradient_health.numpy()
     adversarials, said = images.copy(), clean.copy()
     adversarials[fell] = found.adversarials.numpy()[claims.believed]
-    said[fell] = claims.predicted[claims.believed]
+    said[fell] = claims.predicted[claims.believed] if threat.target is None else threat.target
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     record = AttackedFile(
         sha256=sha256,
         clean=proportion(len(right), len(labels)),
@@ -159,6 +181,8 @@ def attack_file(
         gradient_source=gradient_source,
         twin_disagreement=watched.twin_disagreements / len(labels),
         seconds=time.perf_counter() - began,
+        grade="black box" if stage.asks_only else "gradients",
+        unfinished=found.unfinished,
     )
     return FileOutcome(record, watched, split.ids, labels, clean, adversarials, said, fell, rounded, dead)
 
@@ -176,7 +200,7 @@ def compare(
     doubts = warnings("dense", dense.health) + warnings("compressed", compressed.health)
     return RobustnessComparison(
         runtime=runtime,
-        threat=threat,
+        threat=as_run(threat, dense.record, compressed.record),
         dense=_at(dense.record, confidence),
         compressed=_at(compressed.record, confidence),
         drop=paired_drop(dense.robust_right, compressed.robust_right, confidence),
@@ -184,6 +208,18 @@ def compare(
         conclusive=not doubts,
         warnings=doubts,
     )
+
+
+def as_run(threat: ThreatModel, *files: AttackedFile) -> ThreatModel:
+    """The threat model under the name that it has earned: a suite that was not finished is not that suite."""
+    whole = not any(file.unfinished for file in files)
+    return threat if whole else threat.model_copy(update={"attack": f"{threat.attack} (unfinished)"})
+
+
+def _key(sha256: str, threat: ThreatModel, gradient_source: str) -> str:
+    """What a journal must have been written under to be gone on from; the time that is allowed may change."""
+    same = threat.model_copy(update={"seconds": None}).to_json()
+    return hashlib.sha256(f"{sha256}\n{same}\n{gradient_source}".encode()).hexdigest()
 
 
 def _at(record: AttackedFile, confidence: float) -> AttackedFile:

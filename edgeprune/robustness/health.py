@@ -45,7 +45,8 @@ class Health(Record):
     `probed` images were attacked once more at an epsilon that allows every image; `probe_stood` did not fall.
     `constant`: the runtime gives the same logits whatever the image. `moving` survivors saw the loss move until the
     end; `black_box` images stood against every part that follows gradients and fell to one that does not. `flat` and
-    `moving` are None where an attack cannot say.
+    `moving` are None where an attack cannot say. `asked_only`: no part of the attack followed a gradient. `unfinished`:
+    what was still to do when the time was up.
     """
 
     images: int
@@ -61,6 +62,8 @@ class Health(Record):
     constant: bool
     moving: int | None = None
     black_box: int = 0
+    asked_only: bool = False
+    unfinished: tuple[str, ...] = ()
 
 
 def warnings(side: Side, health: Health) -> tuple[str, ...]:
@@ -152,4 +155,22 @@ def _probe(health: Health) -> str:
     )
 
 
-_CHECKS = (_nothing_attacked, _constant, _dead, _flat, _moving, _black_box, _twin, _rejected, _probe)
+def _asked_only(health: Health) -> str:
+    if not health.asked_only:
+        return ""
+    return (
+        "the attack followed no gradient: a black box alone is weaker evidence (Carlini et al. 2019, section 4.3); "
+        "use --attack standard, with --gradients where the file has no twin"
+    )
+
+
+def _unfinished(health: Health) -> str:
+    if not health.unfinished:
+        return ""
+    return f"the attack's time was up: {', '.join(health.unfinished)}; raise --attack-for, or attack fewer images"
+
+
+_CHECKS = (
+    *(_nothing_attacked, _constant, _asked_only, _unfinished),
+    *(_dead, _flat, _moving, _black_box, _twin, _rejected, _probe),
+)

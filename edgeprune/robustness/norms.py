@@ -1,4 +1,4 @@
-"""The geometry of a threat model: distances, random starts, steepest steps, projections; linf and l2.
+"""The geometry of a threat model: distances, random starts, steepest steps, projections; linf, l2 and l1.
 
 Promise: a projected point is inside the ball and inside the pixel bounds as float32 numbers, not just nearly. Random
 starts belong to the image: the same pixels, seed and restart give the same start in every file, batch and order.
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     Reals = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1"]
 
+_L1_SHARE = 0.01
+"""Of the pixels, how many an l1 step changes (Tramer and Boneh 2019, Adversarial training and robustness for multiple
+perturbations: the sparse l1 descent attack)."""
 _ROUNDING = 2.0**-24  # of float32 numbers, relative; twice what one rounding can do
 
 
@@ -29,16 +32,18 @@ def distances(points: Floats, origins: Floats, norm: Norm) -> Reals:
     difference = (points.astype(np.float64) - origins.astype(np.float64)).reshape(len(points), -1)
     if norm == "linf":
         return np.asarray(np.abs(difference).max(axis=1, initial=0.0))
+    if norm == "l1":
+        return np.asarray(np.abs(difference).sum(axis=1))
     return np.asarray(np.sqrt(np.sum(difference**2, axis=1)))
 
 
 def box(origins: Tensor, budget: AttackBudget, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of every pixel, float32 like `origins` (N, ...), rounded inwards.
 
-    For linf this is the whole threat model. For l2 it is the pixel bounds, and `project` adds the ball.
+    For linf this is the whole threat model. For l2 and l1 it is the pixel bounds, and `project` adds the ball.
     """
     smallest, largest = (torch.full_like(origins, bound) for bound in bounds)
-    if budget.norm == "l2":
+    if budget.norm != "linf":
         return smallest, largest
     exact_low, exact_high = origins.double() - budget.epsilon, origins.double() + budget.epsilon
     low, high = exact_low.float(), exact_high.float()
@@ -50,8 +55,12 @@ def box(origins: Tensor, budget: AttackBudget, bounds: tuple[float, float]) -> t
 def project(points: Tensor, origins: Tensor, limits: tuple[Tensor, Tensor], budget: AttackBudget) -> Tensor:
     """The nearest allowed points (for l2: ball first, then box, which cannot lead out of the ball again).
 
-    The ball of l2 is smaller than epsilon by the worst that float32 rounding of the sum can add.
+    For l1 they are the nearest of the ball and the box together, which one after the other would not give (Croce and
+    Hein 2021, Mind the box, proposition 2.1). The ball of l2, and of l1, is smaller than epsilon by the worst that
+    float32 rounding of the sum can add.
     """
+    if budget.norm == "l1":
+        points = origins + _into_l1(points, origins, limits, budget.epsilon)
     if budget.norm == "l2":
         change = points - origins
         size = _length(change.double())
@@ -70,10 +79,51 @@ def ascend(points: Tensor, gradients: Tensor, steps: Tensor, norm: Norm) -> Tens
     scale = steps.view(-1, *([1] * (points.ndim - 1))).to(points)
     if norm == "linf":
         return points + scale * gradients.sign()
+    if norm == "l1":
+        return points + scale * sparse_direction(gradients, _L1_SHARE)
     largest = gradients.abs().flatten(1).amax(1).view_as(scale)
     unit = gradients / torch.where(largest > 0, largest, 1.0)
     length = _length(unit)
     return points + scale * unit / torch.where(length > 0, length, 1.0)
+
+
+def sparse_direction(gradients: Tensor, share: float | Tensor) -> Tensor:
+    """The signs of the largest gradients of each image, `share` (a number, or (N,)) of its pixels; of l1 length 1."""
+    flat = gradients.flatten(1)
+    counts = (
+        (torch.as_tensor(share, device=flat.device) * flat.shape[1]).clamp(1, flat.shape[1]).long().expand(len(flat))
+    )
+    sorted_sizes = flat.abs().sort(1, descending=True).values
+    limits = sorted_sizes.gather(1, counts[:, None] - 1)
+    signs = torch.where(flat.abs() >= limits, flat.sign(), 0.0)
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)).view_as(gradients)
+
+
+def _into_l1(points: Tensor, origins: Tensor, limits: tuple[Tensor, Tensor], epsilon: float) -> Tensor:
+    """The change that leads to the nearest point of the l1 ball inside the box (N, ...).
+
+    Every pixel moves by min(max(|d| - t, 0), room), its way shortened by one t for all, but no further than its room.
+    The total falls with t, linearly between the points where a pixel leaves its limit or comes to rest: they are
+    sorted, and t lies between two of them.
+    """
+    wanted = (points.double() - origins.double()).flatten(1)
+    low, high = ((limit.double() - origins.double()).flatten(1) for limit in limits)
+    sizes, rooms = wanted.abs(), torch.where(wanted > 0, high, -low)
+    most = max(1.0, float(limits[0].abs().max()), float(limits[1].abs().max()))
+    radius = max(epsilon - _ROUNDING * most * wanted.shape[1], 0.0)
+    ends = torch.cat([(sizes - rooms).clamp_min(0), sizes], 1)
+    turns, order = ends.sort(1)
+    half = torch.ones_like(sizes)
+    slopes = torch.cat([half, -half], 1).gather(1, order).cumsum(1)  # how many pixels shrink beyond each turn
+    steps = torch.diff(turns, dim=1)
+    total = torch.minimum(sizes, rooms).sum(1, keepdim=True)
+    totals = total - torch.cat([torch.zeros_like(total), (slopes[:, :-1] * steps).cumsum(1)], 1)
+    place = (totals > radius).sum(1, keepdim=True).clamp_min(1) - 1
+    slope = slopes.gather(1, place).clamp_min(1.0)
+    shift = turns.gather(1, place) + (totals.gather(1, place) - radius) / slope
+    shift = torch.where(total > radius, shift, 0.0)
+    moved = torch.minimum((sizes - shift).clamp_min(0), rooms) * wanted.sign()
+    return moved.float().view_as(origins)
 
 
 def random_starts(origins: Tensor, budget: AttackBudget, restart: int) -> Tensor:
@@ -91,6 +141,10 @@ def _draw(image: Floats, budget: AttackBudget, restart: int) -> Floats:
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(name.digest(), "little")))
     if budget.norm == "linf":
         return (budget.epsilon * (2 * generator.random(image.shape) - 1)).astype(np.float32)
+    if budget.norm == "l1":  # exponential numbers with signs, over their sum, lie uniformly on the sphere
+        direction = generator.standard_exponential(image.shape) * (2 * generator.integers(0, 2, image.shape) - 1)
+        radius = budget.epsilon * generator.random() ** (1 / image.size)
+        return np.asarray(radius * direction / np.abs(direction).sum(), dtype=np.float32)
     direction = generator.standard_normal(image.shape)
     radius = budget.epsilon * generator.random() ** (1 / image.size)
     return np.asarray(radius * direction / np.linalg.norm(direction), dtype=np.float32)

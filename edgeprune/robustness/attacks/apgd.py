@@ -1,29 +1,28 @@
 """APGD: projected gradient ascent with momentum whose step halves where the loss no longer rises.
 
 F. Croce and M. Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks,
-ICML 2020 (arXiv 2003.01690), algorithm 1, with its schedule: first step 2 epsilon, momentum 0.75, checkpoints after
-22 % of the steps and then at intervals that shrink by 3 % to 6 %. At a checkpoint the step halves, and the best point
-is taken up again, where less than 75 % of the steps raised the loss, or where nothing was gained since the last one.
+ICML 2020 (arXiv 2003.01690), algorithm 1, with its schedule: first step 2 epsilon, momentum 0.75, checkpoints after 22
+% of the steps and then at intervals that shrink by 3 % to 6 %. At a checkpoint the step halves, and the best point is
+taken up again, where less than 75 % of the steps raised the loss, or where nothing was gained since the last one. For
+l1 it is another algorithm (`edgeprune.robustness.attacks.apgd_l1`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edgeprune.robustness.attacks import losses
+from edgeprune.robustness.attacks.apgd_l1 import l1_passes
+from edgeprune.robustness.attacks.losses import Loss
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.gradients import climb, logits_of
 from edgeprune.robustness.norms import ascend, box, project, random_starts
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
-
-Loss = Literal["ce", "dlr", "targeted"]
 
 FIRST_STEP, MOMENTUM, RISING = 2.0, 0.75, 0.75
 _FIRST_CHECK, _SHRINK, _SHORTEST = 0.22, 0.03, 0.06
@@ -63,6 +62,8 @@ def apgd_part(loss: Loss, steps: int, restarts: int, targets: int = 1) -> Part:
 
     def go(run: Run) -> Iterator[float]:
         count = min(targets, run.rivals.shape[1]) if loss == "targeted" else 1
+        if run.budget.norm == "l1":
+            return l1_passes(run, loss, steps, restarts, count)
         return passes(run, _Rule(loss, steps, restarts, checkpoints(steps)), restarts * count)
 
     return Part(name, 3.0 * steps * repeats, True, go)
@@ -147,11 +148,7 @@ class _Rule:
 
     def _objective(self, run: Run, pool: _Pool) -> Callable[[Tensor], Tensor]:
         labels = run.labels[pool.ids].to(run.device)
-        if self.loss == "ce":
-            return partial(losses.cross_entropy, labels=labels, scales=pool.scales)
-        if self.loss == "dlr":
-            return partial(losses.difference_of_logits_ratio, labels=labels, scales=pool.scales)
-        return partial(losses.targeted_ratio, labels=labels, targets=pool.targets, scales=pool.scales)
+        return losses.objective(self.loss, labels, pool.targets, pool.scales)
 
     def _check(self, pool: _Pool, gradients: Tensor) -> tuple[Tensor, Tensor, _Pool]:
         """Where to step from and along what, after the checkpoint where there is one."""

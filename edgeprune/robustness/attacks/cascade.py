@@ -10,17 +10,19 @@ from torch import Tensor
 
 from edgeprune.records import AttackPart
 from edgeprune.robustness.attacks.apgd import apgd_part
+from edgeprune.robustness.attacks.decision import decision_part
 from edgeprune.robustness.attacks.fab import fab_part
 from edgeprune.robustness.attacks.fmn import fmn_part
+from edgeprune.robustness.attacks.foreign import foreign_part
 from edgeprune.robustness.attacks.run import Part, attack_with
 from edgeprune.robustness.attacks.square import square_part
-from edgeprune.robustness.suites import SUITES
+from edgeprune.robustness.suites import suite
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
 
 def quick(victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress) -> AttackOutcome:
     """For CI: APGD-CE, APGD-T and Square with fewer steps, targets and queries than `standard`."""
-    return cascade(SUITES["quick"], victim, images, labels, budget, progress=progress)
+    return cascade(suite("quick", budget.norm), victim, images, labels, budget, progress=progress)
 
 
 def standard(
@@ -33,7 +35,19 @@ def standard(
     for an exported file: the runtime judges every iterate, the logits are rescaled before the cross-entropy, and random
     starts belong to the image.
     """
-    return cascade(SUITES["standard"], victim, images, labels, budget, progress=progress)
+    return cascade(suite("standard", budget.norm), victim, images, labels, budget, progress=progress)
+
+
+def wide(victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress) -> AttackOutcome:
+    """`standard`, then torchattacks' single attacks through the fence; one that fails is said, and passed over."""
+    return cascade(suite("wide", budget.norm), victim, images, labels, budget, progress=progress)
+
+
+def black_box(
+    victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress
+) -> AttackOutcome:
+    """No gradients at all: Square, then the decision attack, which sees labels only."""
+    return cascade(suite("black-box", budget.norm), victim, images, labels, budget, progress=progress)
 
 
 def cascade(
@@ -50,6 +64,8 @@ def cascade(
 
 
 def _made(part: AttackPart) -> Part:
+    if part.name.startswith("torchattacks:"):
+        return foreign_part(part.name.partition(":")[2], part.steps or 1, part.restarts, fatal=False)
     steps, restarts, targets, queries = part.steps or 1, part.restarts, part.targets or 1, part.queries or 1
     makers = {
         "apgd-ce": lambda: apgd_part("ce", steps, restarts),
@@ -58,6 +74,7 @@ def _made(part: AttackPart) -> Part:
         "fab": lambda: fab_part(steps, restarts, None),
         "fab-t": lambda: fab_part(steps, restarts, targets),
         "fmn": lambda: fmn_part(steps, restarts),
+        "decision": lambda: decision_part(queries, restarts),
         "square": lambda: square_part(queries, restarts),
     }
     return makers[part.name]()

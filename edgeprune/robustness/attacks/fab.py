@@ -113,7 +113,7 @@ def _nearest(run: Run, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
     rows = torch.arange(len(points), device=points.device)
     differences = logits.detach() - logits.detach().gather(1, labels[:, None])
     normals = stacked - stacked[rows, labels][:, None]
-    order = 1 if run.budget.norm == "linf" else 2
+    order = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[run.budget.norm]
     sizes = torch.linalg.vector_norm(normals, ord=order, dim=2)
     far = (differences.abs() / sizes.clamp_min(1e-12)).scatter(1, labels[:, None], torch.inf)
     nearest = far.argmin(1)
@@ -137,5 +137,5 @@ def _jump(pool: _Pool, gaps: Tensor, normals: Tensor, bounds: tuple[float, float
 
 def _length(changes: Tensor, norm: Norm) -> Tensor:
     """Of each row, at least 1e-8."""
-    size: Tensor = changes.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(changes, dim=1)
+    size: Tensor = torch.linalg.vector_norm(changes, {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm], dim=1)
     return size.clamp_min(1e-8)

@@ -1,9 +1,9 @@
 """FMN: the nearest adversarial, by gradient steps inside a ball that shrinks while the image is fooled.
 
 M. Pintor, F. Roli, W. Brendel and B. Biggio, Fast minimum-norm adversarial attacks through adaptive norm constraints,
-NeurIPS 2021 (arXiv 2102.12827), algorithm 1, linf and l2, with its cosine schedules (step 1 to 0.01, change of radius
-5 % to 0.1 %). Ours: the first jumps go that share beyond the linearised boundary, on which they would come to lie, and
-at the end the way back to the image is halved again and again, judged by the runtime.
+NeurIPS 2021 (arXiv 2102.12827), algorithm 1, linf, l2 and l1, with its cosine schedules (step 1 to 0.01, change of
+radius 5 % to 0.1 %). Ours: the first jumps go that share beyond the linearised boundary, on which they would come to
+lie, and at the end the way back to the image is halved again and again, judged by the runtime.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ def _lead(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _size(vectors: Tensor, norm: Norm) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(vectors.flatten(1), ord=torch.inf if norm == "linf" else 2, dim=1)
+    size: Tensor = torch.linalg.vector_norm(vectors.flatten(1), {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm], dim=1)
     return size
 
 
 def _dual_size(vectors: Tensor, norm: Norm) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(vectors.flatten(1), ord=1 if norm == "linf" else 2, dim=1)
+    size: Tensor = torch.linalg.vector_norm(vectors.flatten(1), {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[norm], dim=1)
     return size
 
 
@@ -144,8 +144,22 @@ def _shrink(delta: Tensor, radii: Tensor, norm: Norm) -> Tensor:
     limit = per_image(radii, delta)
     if norm == "linf":
         return torch.minimum(torch.maximum(delta, -limit), limit)
+    if norm == "l1":
+        return _shrink_l1(delta, radii)
     size = per_image(_size(delta, "l2"), delta)
     return delta * torch.clamp(limit / size.clamp_min(1e-12), max=1.0)
+
+
+def _shrink_l1(delta: Tensor, radii: Tensor) -> Tensor:
+    """The projection onto the l1 ball: every size less one threshold, which follows from the sorted sizes."""
+    sizes = delta.flatten(1).abs()
+    sums = sizes.sort(1, descending=True).values
+    counts = torch.arange(1, sizes.shape[1] + 1, device=sizes.device)
+    thresholds = (sums.cumsum(1) - radii[:, None]) / counts
+    used = (sums > thresholds).sum(1, keepdim=True).clamp_min(1)
+    threshold = thresholds.gather(1, used - 1).clamp_min(0.0)
+    shorter = torch.where(sizes.sum(1, keepdim=True) > radii[:, None], sizes - threshold, sizes).clamp_min(0.0)
+    return shorter.view_as(delta) * delta.sign()
 
 
 def _enter(found: Nearest, pool: _Pool, seen: Seen, norm: Norm) -> None:

@@ -48,17 +48,32 @@ def torchattack(name: str) -> Attack:
     RuntimeMissingError when torchattacks cannot be imported, UsageError when it has no such attack, or one that is
     refused.
     """
-    kind = _class(name)
+    _class(name)
 
     def attack(
         victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress
     ) -> AttackOutcome:
-        cost = float(budget.steps * budget.restarts)
-        part = Part(f"torchattacks:{name}", cost, True, lambda run: _attack(run, name, kind))
+        part = foreign_part(name, budget.steps, budget.restarts)
         found = attack_with((part,), victim, images, labels, budget, progress)
         return replace(found, gain=None, late=None)  # it does not show its iterates
 
     return attack
+
+
+def foreign_part(name: str, steps: int, restarts: int, *, fatal: bool = True) -> Part:
+    """The part of a suite; `fatal`: a failure of the foreign code is an error, else it is noted and passed over."""
+    kind = _class(name)
+
+    def go(run: Run) -> Iterator[float]:
+        given = replace(run, budget=replace(run.budget, steps=steps, restarts=restarts))
+        try:
+            yield from _attack(given, name, kind)
+        except MeasurementError as error:
+            if fatal or name not in error.what:
+                raise
+            run.way.skipped.append(error.what)
+
+    return Part(f"torchattacks:{name}", float(steps * restarts), True, go)
 
 
 def _class(name: str) -> Any:
@@ -81,7 +96,7 @@ def _attack(run: Run, name: str, kind: Any) -> Iterator[float]:
     private = copy.deepcopy(run.victim.module)
     network = _Unit(private, run.victim.bounds).eval()
     for restart in range(run.budget.restarts):
-        standing = run.standing
+        standing = run.waiting(restart)
         for start in range(0, len(standing), run.places):
             ids = standing[start : start + run.places]
             origins, labels = run.images[ids].to(run.device), run.labels[ids].to(run.device)
@@ -93,6 +108,7 @@ def _attack(run: Run, name: str, kind: Any) -> Iterator[float]:
             points[broken] = origins[broken]
             points = project(points, origins, box(origins, run.budget, run.victim.bounds), run.budget)
             run.judge(ids, points.cpu().numpy())
+            run.finish(ids)
             yield (restart + (start + len(ids)) / len(standing)) / run.budget.restarts
 
 
@@ -122,7 +138,7 @@ def _settings(kind: Any, budget: AttackBudget, span: float, classes: int) -> dic
         "eps": epsilon,
         "steps": budget.steps,
         "seed": budget.seed,
-        "norm": {"linf": "Linf", "l2": "L2"}[budget.norm],
+        "norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[budget.norm],
         "n_classes": classes,
         "n_queries": budget.queries,
         "n_restarts": 1,

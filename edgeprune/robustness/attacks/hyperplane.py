@@ -1,4 +1,4 @@
-"""The nearest point of a hyperplane inside a box, for linf and l2: what FAB solves at every step.
+"""The nearest point of a hyperplane inside a box, for linf, l2 and l1: what FAB solves at every step.
 
 Promise: exact up to float32. The perturbation of pixel i is limited by its room; the length along the normal grows
 with a multiplier, concave and piecewise linear, so that Newton's method climbs to the answer from below and ends.
@@ -26,6 +26,8 @@ def onto(points: Tensor, normals: Tensor, gaps: Tensor, bounds: tuple[float, flo
     middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
     rooms = (points - middle).mul_(signs).neg_().add_(half).clamp_min_(0.0)
     sizes, wanted = normals.abs(), gaps.abs()
+    if norm == "l1":
+        return _cheapest_first(sizes, rooms, wanted).mul_(signs)
     gain = sizes.square() if norm == "l2" else sizes  # of the linear function, for each unit of the multiplier
     reach, work = sizes * rooms, torch.empty_like(sizes)
     multiplier = torch.zeros_like(wanted)
@@ -40,3 +42,13 @@ def onto(points: Tensor, normals: Tensor, gaps: Tensor, bounds: tuple[float, flo
         multiplier = torch.where(going, multiplier + missing / slope.clamp_min(1e-38), multiplier)
     lengths = sizes.mul_(multiplier[:, None]) if norm == "l2" else multiplier[:, None]
     return torch.minimum(lengths, rooms, out=work).mul_(signs)
+
+
+def _cheapest_first(sizes: Tensor, rooms: Tensor, wanted: Tensor) -> Tensor:
+    """For l1: the pixels where the function is steepest are filled up, one after the other, until the plane is met."""
+    steepest = sizes.argsort(1, descending=True)
+    sizes, rooms = sizes.gather(1, steepest), rooms.gather(1, steepest)
+    gains = sizes * rooms
+    missing = wanted[:, None] - (gains.cumsum(1) - gains)
+    lengths = torch.minimum((missing / sizes.clamp_min(1e-38)).clamp_min(0.0), rooms)
+    return torch.zeros_like(sizes).scatter_(1, steepest, torch.where(sizes > 0, lengths, 0.0))

@@ -5,11 +5,17 @@ Promise: the size of the logits decides nothing. Each loss is divided by a gap b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from edgeprune.robustness.gradients import SHARPNESS
+
+Loss = Literal["ce", "dlr", "targeted"]
 
 
 def gaps(logits: Tensor) -> Tensor:
@@ -17,6 +23,15 @@ def gaps(logits: Tensor) -> Tensor:
     top = logits.topk(min(3, logits.shape[1]), dim=1).values
     gap = torch.maximum(top[:, 0] - top[:, -1], 1e-6 * logits.abs().amax(1))  # about what float32 resolves
     return torch.where(gap > 0, gap, 1.0)
+
+
+def objective(loss: Loss, labels: Tensor, targets: Tensor, scales: Tensor) -> Callable[[Tensor], Tensor]:
+    """The named loss as a function of logits (N, K) alone; labels, targets and scales are (N,)."""
+    if loss == "ce":
+        return partial(cross_entropy, labels=labels, scales=scales)
+    if loss == "dlr":
+        return partial(difference_of_logits_ratio, labels=labels, scales=scales)
+    return partial(targeted_ratio, labels=labels, targets=targets, scales=scales)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, scales: Tensor) -> Tensor:

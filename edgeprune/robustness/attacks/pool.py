@@ -55,7 +55,7 @@ def passes(run: Run, rule: Rule[P], count: int) -> Iterator[float]:
 
 def _pass(run: Run, rule: Rule[P], turn: int) -> Iterator[int]:
     """One pass; yields after each step how many images it has yet to do."""
-    waiting = run.standing
+    waiting = run.waiting(turn)
     if not len(waiting):
         return
     pool, waiting = rule.enter(run, waiting[: run.places], turn), waiting[run.places :]
@@ -63,6 +63,7 @@ def _pass(run: Run, rule: Rule[P], turn: int) -> Iterator[int]:
         seen = run.judge(pool.ids, pool.points.cpu().numpy(), inside=rule.inside)
         run.note(pool.ids, pool.steps, rule.steps, seen, inside=rule.inside)
         stays = seen.standing & (pool.steps < rule.steps).numpy()
+        run.finish(pool.ids[torch.from_numpy(~stays)])
         pool, seen = keep(pool, torch.from_numpy(stays)), seen.of(stays)
         yield len(pool.ids) + len(waiting)
         if len(pool.ids):

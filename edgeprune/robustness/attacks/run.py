@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import DataError
+from edgeprune.robustness.attacks.way import Ledger, Way
 from edgeprune.robustness.gradients import at_rest
 from edgeprune.robustness.norms import distances
 from edgeprune.robustness.verdicts import checked_logits, margins, predictions, require_known
@@ -60,56 +61,25 @@ def attack_with(
     total, done, white = sum(part.cost for part in parts), 0.0, False
     with torch.inference_mode(False), torch.no_grad(), at_rest(victim.module) as device:
         run = Run.begin(victim, images, labels, budget, device)
-        for part in parts:
-            standing = ~run.ledger.fell
-            for share in part.go(run):
-                text = f"{part.name}: {int(run.ledger.fell.sum())} of {len(run.images)} wrong"
-                progress(text, (done + share * part.cost) / total)
+        taken_up = run.way.part
+        for place, part in enumerate(parts):
+            if place >= taken_up:
+                run.way.begin(place, run.ledger)
+                for share in part.go(run):
+                    progress(run.said(part.name), (done + share * part.cost) / total)
+                    if run.way.pause(run.ledger, share):
+                        return replace(run.ledger.outcome(), unfinished=run.way.left([each.name for each in parts]))
+                if white and not part.asks_gradient:
+                    run.ledger.black_box[run.way.stood & run.ledger.fell] = True
             done += part.cost
-            if white and not part.asks_gradient:
-                run.ledger.black_box[standing & run.ledger.fell] = True
             white |= part.asks_gradient
-            progress(f"{part.name}: {int(run.ledger.fell.sum())} of {len(run.images)} wrong", done / total)
-        return run.ledger.outcome()
+            progress(run.said(part.name), done / total)
+        return replace(run.ledger.outcome(), unfinished=tuple(run.way.skipped))
 
 
 def batch_size(shape: Sequence[int]) -> int:
     """How many images of this shape (C, H, W) go through network and runtime at once: fewer of larger ones."""
     return min(max(_BATCH_PIXELS // max(math.prod(shape), 1), _SMALLEST_BATCH), _LARGEST_BATCH)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ledger:
-    """What is known so far of every image (N,): the only state that a run writes.
-
-    Margins are the runtime's: of the clean image, of the current start, the lowest inside the ball, and the largest
-    fall from a start. `late`: how far the lowest fell in the last steps of the last pass.
-    """
-
-    adversarials: Floats
-    fell: Bools
-    asked: Bools
-    usable: Bools
-    black_box: Bools
-    clean: Reals
-    start: Reals
-    lowest: Reals
-    gain: Reals
-    late: Reals
-
-    @classmethod
-    def of(cls, images: Tensor) -> Ledger:
-        fell, asked, usable, black_box = (np.zeros(len(images), np.bool_) for _ in range(4))
-        clean, start, lowest, gain, late = (np.zeros(len(images), np.float64) for _ in range(5))
-        pixels = images.numpy().copy()
-        return cls(pixels, fell, asked, usable, black_box, clean, start, lowest, gain, late)
-
-    def outcome(self) -> AttackOutcome:
-        scale = np.maximum(self.clean, np.finfo(np.float64).tiny)
-        gain, late = (torch.from_numpy(change / scale).float() for change in (self.gain, self.late))
-        healthy = torch.from_numpy(~self.asked | self.usable)
-        fell, black_box = torch.from_numpy(self.fell), torch.from_numpy(self.black_box)
-        return AttackOutcome(torch.from_numpy(self.adversarials), fell, healthy, gain, late, black_box)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,6 +109,7 @@ class Run:
     ledger: Ledger
     rivals: Ints
     device: torch.device
+    way: Way
 
     @classmethod
     def begin(cls, victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, device: torch.device) -> Run:
@@ -155,7 +126,7 @@ class Run:
             ledger.clean[part] = margins(logits, truth[part])
             rivals = np.concatenate([rivals.reshape(-1, logits.shape[1] - 1), _rivals(logits, truth[part])])
         ledger.lowest[:] = ledger.clean
-        return cls(victim, images, labels, budget, ledger, rivals, device)
+        return cls(victim, images, labels, budget, ledger, rivals, device, Way.begun(budget.course, ledger))
 
     @property
     def places(self) -> int:
@@ -166,6 +137,20 @@ class Run:
     def standing(self) -> Tensor:
         """Ids of the images that stand, int64, ascending."""
         return torch.from_numpy(np.flatnonzero(~self.ledger.fell))
+
+    def said(self, part: str) -> str:
+        """A line for the progress, with the robust accuracy so far."""
+        count, fell = len(self.images), int(self.ledger.fell.sum())
+        robust = f", {1 - fell / count:.1%} stand" if count else ""
+        return f"{part}: {fell} of {count} wrong{robust}"
+
+    def waiting(self, turn: int) -> Tensor:
+        """Ids of the images that pass `turn` of the present part has yet to attack, ascending."""
+        return torch.from_numpy(np.flatnonzero(~self.ledger.fell & self.way.open(turn, self.ledger)))
+
+    def finish(self, ids: Tensor) -> None:
+        """Enter that the present pass is done with these images."""
+        self.way.done[ids.numpy()] = True
 
     def judge(self, ids: Tensor, points: Floats, *, inside: bool = True) -> Seen:
         """Ask the runtime about `points` of the images `ids`, and enter who fell.

@@ -1,7 +1,8 @@
 """Square: random squares of the perturbation are redrawn, and kept where the runtime's margin falls. No gradient.
 
 M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, Square Attack: a query-efficient black-box adversarial attack
-via random search, ECCV 2020 (arXiv 1912.00049), linf (algorithm 2) and l2 (algorithm 3), with the schedule of the paper
+via random search, ECCV 2020 (arXiv 1912.00049), linf (algorithm 2) and l2 (algorithm 3; l1 likewise, with sums in place
+of squares, as F. Croce and M. Hein, Mind the box, ICML 2021), with the schedule of the paper
 and AutoAttack's first share of pixels, 0.8. A proposal that changes no pixel counts as a query, but is not asked again.
 Every draw belongs to the image, the seed and the restart.
 """
@@ -52,12 +53,13 @@ def square_part(queries: int, restarts: int) -> Part:
         if run.images.ndim != 4:
             raise DataError(f"the square attack needs images (N, C, H, W), not {tuple(run.images.shape)}")
         for restart in range(restarts):
-            waiting = run.standing
+            waiting = run.waiting(restart)
             for start in range(0, len(waiting), run.places):
                 ids = waiting[start : start + run.places]
                 for query in _search(run, ids, restart, queries):
                     share = (start + len(ids) * query / queries) / len(waiting)
                     yield (restart + share) / restarts
+                run.finish(ids)
 
     return Part("square", float(queries * restarts), False, go)
 
@@ -116,7 +118,7 @@ def _search(run: Run, ids: Tensor, restart: int, queries: int) -> Iterator[int]:
     for query in range(1, queries):
         if not len(found.ids):
             return
-        points, changed = propose(found, query, side_of(query - 1, pixels, shortest), budget.epsilon)
+        points, changed = propose(found, query, side_of(query - 1, pixels, shortest), budget)
         if len(changed):
             asked = points[changed] if budget.norm == "linf" else _inside(run, found, points)
             seen = run.judge(found.ids[changed], asked)
@@ -151,7 +153,9 @@ def _begin(run: Run, ids: Tensor, restart: int, queries: int) -> _Search:
             stripes = 2.0 * generator.integers(0, 2, (channels, 1, width)) - 1
             best[row] = image + run.budget.epsilon * stripes
         else:
-            best[row] = image + run.budget.epsilon * _grid(generator, channels, height, width)
+            grid = _grid(generator, channels, height, width)
+            length = float(np.abs(grid).sum()) if run.budget.norm == "l1" else 1.0
+            best[row] = image + run.budget.epsilon * grid / max(length, 1e-12)
     return _Search(ids, images, best, low, high, np.zeros(len(ids)), places, signs)
 
 
@@ -166,7 +170,7 @@ def _inside(run: Run, found: _Search, points: Floats) -> Floats:
 # ------------------------------------------------------------------------------------------------- proposals
 
 
-def _recoloured(found: _Search, query: int, side: int, epsilon: float) -> tuple[Floats, Ints]:
+def _recoloured(found: _Search, query: int, side: int, _budget: AttackBudget) -> tuple[Floats, Ints]:
     """linf: one sign a channel for the whole square. The points, and the rows where a pixel changed."""
     rows, columns = found.corners(query, side, 0)
     window = _window(rows, columns, side, found.best.shape[1])
@@ -178,29 +182,35 @@ def _recoloured(found: _Search, query: int, side: int, epsilon: float) -> tuple[
     return points, changed
 
 
-def _moved(found: _Search, query: int, side: int, epsilon: float) -> tuple[Floats, Ints]:
-    """l2: the energy of one square moves to another, as a bump with one sign a channel and half."""
+def _moved(found: _Search, query: int, side: int, budget: AttackBudget) -> tuple[Floats, Ints]:
+    """l2, l1: the energy of one square moves to another, as a bump with one sign a channel and half."""
+    epsilon, order = budget.epsilon, 1 if budget.norm == "l1" else 2
     side = min(max(side + (side + 1) % 2, 3), *found.best.shape[2:])
     channels = found.best.shape[1]
     change = found.best.astype(np.float64) - found.origins
     to = _window(*found.corners(query, side, 0), side, channels)
     source = _window(*found.corners(query, side, 1), side, channels)
-    total = (change**2).sum(axis=(1, 2, 3))
-    here = np.sqrt((change[to] ** 2).sum(axis=(2, 3), keepdims=True))
+    total = _energy(change, order, (1, 2, 3))
+    here = _energy(change[to], order, (2, 3))[:, :, None, None] ** (1 / order)
     emptied = change.copy()
     emptied[to] = 0
     emptied[source] = 0
-    freed = (change**2).sum(axis=(2, 3)) - (emptied**2).sum(axis=(2, 3))
-    spare = np.maximum(epsilon**2 - total, 0) / channels
+    freed = _energy(change, order, (2, 3)) - _energy(emptied, order, (2, 3))
+    spare = np.maximum(epsilon**order - total, 0) / channels
     bump = _bump(side)
     flipped = (found.places[:, query, 0] * 1e3) % 1 < 0.5  # a bit that the corner has no use for
     bumps = np.where(flipped[:, None, None], bump.T, bump)[:, None] * found.signs[:, query][:, :, None, None]
     drawn = bumps + change[to] / np.maximum(here, 1e-12)
-    drawn /= np.maximum(np.sqrt((drawn**2).sum(axis=(2, 3), keepdims=True)), 1e-12)
-    emptied[to] = drawn * np.sqrt(spare[:, None] + freed)[:, :, None, None]
-    length = np.sqrt((emptied**2).sum(axis=(1, 2, 3), keepdims=True))
+    drawn /= np.maximum(_energy(drawn, order, (2, 3))[:, :, None, None] ** (1 / order), 1e-12)
+    emptied[to] = drawn * (spare[:, None] + np.maximum(freed, 0))[:, :, None, None] ** (1 / order)
+    length = _energy(emptied, order, (1, 2, 3))[:, None, None, None] ** (1 / order)
     points = found.origins + epsilon * emptied / np.maximum(length, 1e-12)
     return points.astype(np.float32), np.arange(len(points))
+
+
+def _energy(change: Reals, order: int, axes: tuple[int, ...]) -> Reals:
+    """Sum of squares (order 2) or of sizes (order 1) over these axes."""
+    return np.asarray((np.abs(change) if order == 1 else change**2).sum(axis=axes))
 
 
 def _window(rows: Ints, columns: Ints, side: int, channels: int) -> tuple[Ints, Ints, Ints, Ints]:

@@ -1,8 +1,9 @@
-"""The twin of a file: a torch module built from the file's own ONNX graph, for gradients and nothing else.
+"""The twin of a file: a torch module built from the file's own graph, for gradients and nothing else.
 
-Promise: it works on any ONNX classifier whose operators are in the table (`edgeprune.robustness.twin.table`), ours or
-foreign, without the network that the file came from; its weights ask for no gradient; an operator without a rule is
-named. That it computes what the file computes is not assumed: `check` measures it against the runtime.
+Promise: it works on any ONNX or OpenVINO classifier whose operators are in the table
+(`edgeprune.robustness.twin.table`), ours or foreign, without the network that the file came from; its weights ask for
+no gradient; an operator without a rule is named. That it computes what the file computes is not assumed: `check`
+measures it against the runtime.
 
 Public converters stop earlier (onnx2torch at opset 16, and at quantised files), hence ours.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import ModelError
+from edgeprune.robustness.twin.ir import read_ir
 from edgeprune.robustness.twin.layout import Layout, layout_of
 from edgeprune.robustness.twin.node import Unsupported, require_reasonable
 from edgeprune.robustness.twin.program import (
@@ -43,7 +45,7 @@ where it fuses: 0.03 was the most on a ResNet-20 and a traffic-sign network, qua
 OpenVINO, with the same labels on at least 98.5 % of 200 images. Whether that misleads an attack is judged by labels
 (`edgeprune.robustness.health`), not by this number alone."""
 
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "Integer")
+_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinear", "QGemm", "Integer", "FakeQuantize")
 _TRIALS = 3
 _ROWS: dict[Precision, float] = {"float32": 1e-3, "float16": 2e-2, "int8": 0.1}
 """How far an image's logits alone and in company may differ: by the order of sums, and what rounding makes of it."""
@@ -58,11 +60,12 @@ class Twin:
     `module` maps images, float32 (N, C, H, W), any N, to what the file returns, (N, K); `scores` stops before a last
     softmax or sigmoid, whose gradient dies where it is sure: the same order of classes, for gradients. Both are None
     where `unsupported` names operators without a rule. `batching` says how a file made for a fixed number of images
-    takes more: "free" (it always did), "reshaped" (its reshapes were freed), "in turn" (one batch after
-    the other).
-    `parent` is the digest of the weights that edgeprune exported, None for a foreign file.
+    takes more: "free" (it always did), "reshaped" (its reshapes were freed), "in turn" (one batch after the other).
+    `parent` is the digest of the weights that edgeprune exported, None for a foreign file. `path` is the file that it
+    was built from.
     """
 
+    path: Path
     module: nn.Module | None
     scores: nn.Module | None
     unsupported: tuple[str, ...]
@@ -77,13 +80,13 @@ class Twin:
 
 
 def build(path: Path, input_shape: Shape | None = None) -> Twin:
-    """The twin of the ONNX file at `path`; `input_shape` (C, H, W) for a file that leaves it open.
+    """The twin of the ONNX file, or of the IR, at `path`; `input_shape` (C, H, W) for a file that leaves it open.
 
     Errors: ModelError when the file is not a network of one image input (see `edgeprune.robustness.twin.reading`),
     UsageError when its image shape cannot be told or is not the given one.
     """
     try:
-        network = read(path)
+        network = read_ir(path) if path.suffix == ".xml" else read(path)
     except Unsupported as error:
         raise ModelError(f"{path} has no twin: {error}") from error
     layout = layout_of(
@@ -96,11 +99,11 @@ def build(path: Path, input_shape: Shape | None = None) -> Twin:
     with torch.inference_mode(False), torch.no_grad():
         compiled = compile_network(network, path)
         if compiled.unsupported:
-            return _twin(network, layout, compiled.unsupported)
+            return _twin(path, network, layout, compiled.unsupported)
         try:
             return _tried(network, layout, compiled, path)
         except Unsupported as error:  # what only shows with sizes, as in a resize
-            return _twin(network, layout, (str(error),))
+            return _twin(path, network, layout, (str(error),))
 
 
 def check(twin: Twin, session: Session, images: Floats) -> float:
@@ -155,17 +158,18 @@ def _tried(network: Network, layout: Layout, compiled: Compiled, path: Path) -> 
     together.append(("reshaped", with_free_batch(compiled, fixed.batch), fixed))
     for batching, candidate, said in together if layout.batched else ():
         if _same_rows(candidate, network, layout, noise, alone):
-            return _paired(network, candidate, said, None, batching, alone.shape[1])
-    return _paired(network, compiled, fixed, fixed.batch, "in turn", alone.shape[1])
+            return _paired(path, (network, candidate, said), None, batching, alone.shape[1])
+    return _paired(path, (network, compiled, fixed), fixed.batch, "in turn", alone.shape[1])
 
 
 def _paired(
-    network: Network, compiled: Compiled, layout: Layout, size: int | None, batching: Batching, classes: int
+    path: Path, parts: tuple[Network, Compiled, Layout], size: int | None, batching: Batching, classes: int
 ) -> Twin:
+    network, compiled, layout = parts
     module = Behind(Graph(compiled, network.input, network.output), layout, size)
     inner = before_softmax(compiled.steps, network.output)
     scores = module if inner == network.output else Behind(Graph(compiled, network.input, inner), layout, size)
-    return _twin(network, layout, (), module, scores, classes=classes, batching=batching)
+    return _twin(path, network, layout, (), module, scores, classes=classes, batching=batching)
 
 
 def _outcome(compiled: Compiled, network: Network, layout: Layout, size: int, noise: Tensor) -> Tensor:
@@ -190,6 +194,7 @@ def _same_rows(compiled: Compiled, network: Network, layout: Layout, noise: Tens
 
 
 def _twin(
+    path: Path,
     network: Network,
     layout: Layout,
     unsupported: tuple[str, ...],
@@ -200,6 +205,7 @@ def _twin(
     batching: Batching = "free",
 ) -> Twin:
     return Twin(
+        path=path,
         module=module,
         scores=scores,
         unsupported=unsupported,

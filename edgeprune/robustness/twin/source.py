@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.errors import ModelError, ParityError
+from edgeprune.errors import ModelError, ParityError, UsageError
 from edgeprune.protocols import Session
 from edgeprune.robustness.twin.building import TOLERANCES, Twin, build, check
 from edgeprune.robustness.twin.layout import Served
@@ -27,32 +27,55 @@ _OTHERWISE = "give --gradients: the pruned.pt or the model file that it was expo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """`module`: images (N, C, H, W) to scores; `session`: the runtime on the same images; `said`: what `module` is."""
+    """`module`: images (N, C, H, W) to scores, None where there is nothing to follow; `session`: the runtime on the
+    same images; `said`: what `module` is."""
 
-    module: nn.Module
+    module: nn.Module | None
     session: Session
     said: str
 
 
 def twin_of(file: Path, input_shape: Shape | None = None) -> Twin:
-    """The twin of an ONNX file, or of the ONNX file that stands beside an OpenVINO IR under the same stem.
+    """The twin of a file: from its own graph, or, for an IR that names its parent, from the ONNX file of that parent.
 
-    ModelError when there is none: no ONNX file, a file that cannot be read, operators without a rule (all are named).
+    That one must stand beside the IR under the same stem. ModelError for a file that cannot be read, and for operators
+    without a rule (all are named).
     """
-    onnx = file.with_suffix(".onnx")
-    if not onnx.is_file():
-        raise ModelError(
-            f"{file} has no twin to take gradients from: there is no {onnx.name} beside it",
-            hint=f"put the ONNX file that it was converted from there, or {_OTHERWISE}",
-        )
-    twin = build(onnx, input_shape)
+    twin = any_twin(file, input_shape)
     if twin.unsupported:
         raise ModelError(
-            f"{onnx} has no twin to take gradients from: no rule for {', '.join(twin.unsupported)}",
+            f"{twin.path} has no twin to take gradients from: no rule for {', '.join(twin.unsupported)}",
             where=f"opset {twin.opset}, made by {twin.producer}",
             hint=_OTHERWISE,
         )
     return twin
+
+
+def any_twin(file: Path, input_shape: Shape | None = None) -> Twin:
+    """The same, also where operators have no rule: such a twin names them, knows the layout and gives no gradients."""
+    if file.suffix == ".onnx":
+        return build(file, input_shape)
+    twin, onnx = build(file, input_shape), file.with_suffix(".onnx")
+    if twin.parent is None or not onnx.is_file():
+        return twin
+    try:
+        beside = build(onnx, input_shape)
+    except (ModelError, UsageError):  # whatever it is, it is not needed
+        return twin
+    return twin if beside.parent != twin.parent or beside.unsupported else beside
+
+
+def unguided(twin: Twin, session: Session, preprocessing: Preprocessing, why: str) -> Gradients:
+    """The runtime alone, for an attack that asks: there is nothing to take gradients from, and `why`."""
+    return Gradients(None, _served(twin, session, preprocessing)[0], f"nothing: {why}")
+
+
+def _served(twin: Twin, session: Session, preprocessing: Preprocessing) -> tuple[Session, Preprocessing]:
+    """The session on images in the user's pixels, and what goes before the file to make it so."""
+    before = preprocessing if twin.parent is None else Preprocessing(bounds=preprocessing.bounds)
+    if twin.layout.plain and not before.mean:
+        return session, before
+    return Served(session, twin.layout, before), before
 
 
 def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, preprocessing: Preprocessing) -> Gradients:
@@ -66,10 +89,7 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
 
     assert twin.module is not None
     assert twin.scores is not None
-    before = preprocessing if twin.parent is None else Preprocessing(bounds=preprocessing.bounds)
-    served: Session = session
-    if not twin.layout.plain or before.mean:
-        served = Served(session, twin.layout, before)
+    served, before = _served(twin, session, preprocessing)
     checked_logits(served.logits, images[:CHECKED], who=session.info.name)
     module = with_preprocessing(twin.module, before)
     parity = check(replace(twin, module=module), served, images[:CHECKED])
@@ -80,6 +100,6 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
             where=f"{session.info.name} {session.info.version}, {session.info.precision}",
             hint=f"its gradients would belong to another function; {_OTHERWISE}",
         )
-    origin = "twin of the file" if file.suffix == ".onnx" else "twin of the ONNX file beside it"
+    origin = "twin of the file" if twin.path == file else "twin of the ONNX file beside it"
     shown = f"{parity:.0e}".replace("e-0", "e-")
     return Gradients(with_preprocessing(twin.scores, before), served, f"{origin} (parity {shown})")

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edgeprune.robustness.twin import attention, elementwise, movement, quantised, resampling, statistics, windows
+from edgeprune.robustness.twin import (
+    attention,
+    elementwise,
+    ir_rules,
+    movement,
+    quantised,
+    resampling,
+    statistics,
+    windows,
+)
 from edgeprune.robustness.twin.node import Compute, Node, Rule, Unsupported, numbers, require_reasonable
 from edgeprune.robustness.twin.reading import tensor_of
 
@@ -41,6 +50,7 @@ RULES: Mapping[tuple[str, str], Rule] = {
     ("", "ConstantOfShape"): _constant_of_shape,
     **{(MICROSOFT, name): rule for name, rule in quantised.MICROSOFT_RULES.items()},
     (MICROSOFT, "Gelu"): elementwise.RULES["Gelu"],
+    **{(ir_rules.DOMAIN, name): rule for name, rule in ir_rules.RULES.items()},
 }
 """(domain, operator) to rule."""
 
