@@ -129,11 +129,16 @@ class Member:
     `name` is the module's (or the bare parameter's) qualified name, `kind` torch-pruning's operator type,
     `channels[i]` the indices of that dimension that go when the group's channel i goes. `dim` is the dimension of a
     bare parameter (a module's follows from its kind and role).
+
+    Three kinds are edgeprune's own: MIX, a module that computes a mean over the channels; ATTRIBUTE, a number that a
+    module keeps (`num_heads`), taken as a dimension of that size; SCALE, rows that are multiplied by the root of the
+    share of units that stay. The role "zero": an activation multiplies the channels, so what makes them is zeroed
+    where others would have their readers zeroed; nothing is cut there.
     """
 
     name: str
     kind: str
-    role: Literal["out", "in"]
+    role: Literal["out", "in", "zero"]
     channels: tuple[tuple[int, ...], ...]
     dim: int = 0
 

@@ -18,6 +18,7 @@ from edgeprune.pruning.ranking import Move, Ranking, moves
 from edgeprune.types import ChannelGraph, Group, Scores
 
 Widths = dict[str, int]
+_LAYERS = frozenset({"CONV", "LINEAR", "DEPTHWISE_CONV"})
 _Table = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
@@ -88,7 +89,10 @@ def steps_of(group: Group, multiple: int) -> tuple[int, ...]:
     The multiple counts channels; a unit may hold several (of a grouped convolution, of the halves of a split). No
     layer is left with less than one multiple.
     """
-    counts = {len(member.channels[0]) for member in group.members if member.role == "out"}
+    makers = [member for member in group.members if member.role == "out" and member.kind in _LAYERS]
+    counts = {len(member.channels[0]) for member in makers}
+    if counts and max(counts) >= multiple:  # a whole head: whatever else has one entry a head is no concern
+        counts = {max(counts)}
     step = math.lcm(*(multiple // math.gcd(multiple, count) for count in counts if count))
     return (group.width, *range((group.width - 1) // step * step, 0, -step))
 

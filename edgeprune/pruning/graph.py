@@ -24,6 +24,7 @@ from edgeprune.pruning.dependencies import FLOW, EndlessError, build, follow
 from edgeprune.pruning.proof import prove, scrambled
 from edgeprune.pruning.surgery import replica
 from edgeprune.pruning.units import group_of, weights_that_cannot_be_cut
+from edgeprune.pruning.watched import more_groups
 from edgeprune.types import ChannelGraph, Group, Layer, ModelBundle, Progress, Refusal
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
@@ -68,7 +69,13 @@ def trace(
         for each in found
         if (reason := _refused(each.group, ignore) or failed.get(each.name))
     ]
-    groups = tuple(group for group in wanted if group.name not in failed)
+    proved = [group for group in wanted if group.name not in failed]
+    odd = weights_that_cannot_be_cut(module)
+    more, others = more_groups(
+        module, bundle.input_shape, bench, proved, odd, lambda group: _refused(group, ignore), until=until
+    )
+    groups = (*proved, *more)
+    refusals = _still_refused(refusals, others, more)
     return ChannelGraph(
         groups=groups,
         refusals=(*refusals, *_unmentioned(module, groups, refusals)),
@@ -131,6 +138,14 @@ def _candidate(
     return _Candidate(name, layers, group)
 
 
+def _still_refused(refusals: Sequence[Refusal], others: Sequence[Refusal], more: Sequence[Group]) -> list[Refusal]:
+    """The refusals that remain when further groups were found, without saying anything twice."""
+    made = {member.name for group in more for member in group.members if member.role == "out"}
+    kept = [refusal for refusal in refusals if refusal.name not in made]
+    said = {layer for refusal in kept for layer in refusal.layers}
+    return [*kept, *(refusal for refusal in others if not said & {refusal.name, *refusal.layers[:1]})]
+
+
 def _refused(group: Group | str, ignore: Sequence[str]) -> str | None:
     if isinstance(group, str):
         return group
@@ -147,9 +162,10 @@ def _refused(group: Group | str, ignore: Sequence[str]) -> str | None:
 def _unmentioned(module: nn.Module, groups: Sequence[Group], refusals: Sequence[Refusal]) -> Iterator[Refusal]:
     """What has weights and came up in no group: it is not pruned, and that is said."""
     mentioned = {member.name for group in groups for member in group.members}
+    mentioned |= {name.rpartition(".")[0] for name in mentioned}
     mentioned.update(name for refusal in refusals for name in refusal.layers)
     for name, layer in module.named_modules():
-        if isinstance(layer, _WHOLE):
+        if isinstance(layer, _WHOLE) and name not in mentioned:
             yield Refusal(name, f"{type(layer).__name__}: no sound rule for its kind", (name,))
         elif name in mentioned or _inside_whole(module, name):
             continue

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.surgery import Removals, cut, per_unit, replica, silence
+from edgeprune.pruning.surgery import Removals, cut, per_unit, replica, silence, weight_name
 from edgeprune.types import Group, Progress, Shape
 
 _IMAGES = 2
@@ -97,6 +97,19 @@ def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals) -> str 
     return _judge(bench, expected, actual)
 
 
+def attempt(bench: Bench, groups: Sequence[Group]) -> str | None:
+    """One draw of every group on a bench, at once: a quick look, not a proof."""
+    generator = torch.Generator().manual_seed(2)
+    gone = {group.name: torch.randperm(group.width, generator=generator)[: group.width // 2].tolist() for group in groups}
+    return compare(bench, tuple(groups), gone)
+
+
+def quick(module: nn.Module, input_shape: Shape) -> Bench:
+    """A bench for `attempt`: a single image."""
+    bench = scrambled(module, input_shape, seed=3)
+    return Bench(bench.network, bench.images[:1], bench.output[:1], bench.tolerance)
+
+
 def _judge(bench: Bench, expected: torch.Tensor, actual: torch.Tensor) -> str | None:
     if actual.shape != expected.shape:
         return f"the output changed its shape from {tuple(expected.shape)} to {tuple(actual.shape)}"
@@ -139,8 +152,9 @@ def _too_narrow(group: Group) -> str:
 
 def _unseen(bench: Bench, groups: tuple[Group, ...]) -> dict[str, str]:
     """Groups that the output does not react to, to first order: a proof would be blind there."""
-    readers = sorted({member.name for group in groups for member in group.members if member.role == "in"})
-    weights = [bench.network.get_parameter(f"{name}.weight").requires_grad_(True) for name in readers]
+    readers = sorted({weight_name(m) for group in groups for m in group.members if m.role in ("in", "zero")})
+    readers = [name for name in readers if name in dict(bench.network.named_parameters())]
+    weights = [bench.network.get_parameter(name).requires_grad_(True) for name in readers]
     generator = torch.Generator().manual_seed(1)
     with torch.enable_grad():
         output = bench.network(bench.images)
@@ -155,10 +169,11 @@ def _unseen(bench: Bench, groups: tuple[Group, ...]) -> dict[str, str]:
     for group in groups:
         reaction = 0.0
         for member in group.members:
-            slope = slopes.get(member.name) if member.role == "in" else None
+            name = weight_name(member)
+            slope = slopes.get(name) if member.role in ("in", "zero") else None
             if slope is not None:
-                layer = bench.network.get_submodule(member.name)
-                effect = per_unit(layer, (layer.weight * slope).detach(), member)  # type: ignore[operator]
+                layer = bench.network.get_submodule(name.rpartition(".")[0])
+                effect = per_unit(layer, (bench.network.get_parameter(name) * slope).detach(), member)
                 reaction = max(reaction, float(effect.abs().max()))
         if not reaction > least:
             unseen[group.name] = "the proof cannot see: the output does not react to its channels"

@@ -17,11 +17,14 @@ import torch
 from torch import nn
 
 from edgeprune.errors import PruningError
+from edgeprune.pruning.masked import without
 from edgeprune.types import Group, Member
 
 Removals = Mapping[str, Sequence[int]]
 """Group name -> unit indices that go."""
 
+MIXING = frozenset({"LN", "GN", "MIX"})
+"""Members that compute a mean over channels."""
 _NORMS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -40,17 +43,27 @@ def cut(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share
     With `share` the copy keeps the uncut tensors of `module` itself: for a network that is only looked at.
     Errors: PruningError when a group would lose all of its channels, or the network does not fit the groups.
     """
-    return _edited(module, collect(groups, removals), _cut, share=share)
+    all_places = collect(groups, removals).items()
+    places = {place: indices for place, indices in all_places if place.role != "zero" and place.kind != "SCALE"}
+    scaled = _scales(groups, removals)
+    return _edited(module, places, _cut, share=share, scaled=scaled)
 
 
 def silence(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share: bool = False) -> nn.Module:
     """A copy of `module` in which nothing reads the given units: the weights that take them in are zero.
 
     What `cut` must agree with. Zeroing the readers is neutral whatever lies between (a sigmoid turns a zeroed
-    channel into 0.5, a reader with zero weights ignores it all the same). Errors: as for `cut`.
+    channel into 0.5, a reader with zero weights ignores it all the same). Two kinds of readers have no weights: a norm
+    computes its statistics without the units (`edgeprune.pruning.masked`), and of a product of two activations (queries
+    and keys) one factor is made zero. Errors: as for `cut`.
     """
-    readers = {place: indices for place, indices in collect(groups, removals).items() if place.role == "in"}
-    return _edited(module, readers, _silence, share=share)
+    places = collect(groups, removals)
+    readers = {place: indices for place, indices in places.items() if place.role in ("in", "zero")}
+    silent = _edited(module, readers, _silence, share=share)
+    for place, indices in places.items():
+        if place.kind in MIXING:
+            without(silent.get_submodule(place.name), place.kind, place.dim, indices)
+    return silent
 
 
 def collect(groups: Sequence[Group], removals: Removals) -> dict[Place, list[int]]:
@@ -75,6 +88,7 @@ def replica(module: nn.Module, *, share: bool = False) -> nn.Module:
     """A deep copy; with `share`, one that holds the very tensors of `module`. PruningError where there can be none."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors} if share else {}
+    memo |= {id(cache): type(cache)() for cache in caches(module)}
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # a module may hold anything, and deepcopy fails with whatever that raises
@@ -84,10 +98,33 @@ def replica(module: nn.Module, *, share: bool = False) -> nn.Module:
         ) from error
 
 
+def caches(module: nn.Module) -> list[dict[Any, Any]]:
+    """Dictionaries of tensors that a module keeps beside its parameters: what it computed once (attention biases).
+
+    A copy starts without them: they are computed anew from its own weights, never stale.
+    """
+    return [
+        value
+        for layer in module.modules()
+        for key, value in vars(layer).items()
+        if key not in ("_parameters", "_buffers", "_modules")
+        and isinstance(value, dict)
+        and value
+        and all(isinstance(each, torch.Tensor) for each in value.values())
+    ]
+
+
+def weight_name(member: Member) -> str:
+    """The name of the parameter that a member of a layer, or a bare parameter, is about."""
+    return member.name if member.kind == "PARAMETER" else f"{member.name}.weight"
+
+
 def per_unit(layer: Any, values: torch.Tensor, member: Member) -> torch.Tensor:
     """Sum `values` (shaped like the layer's weight) over the channels of each unit of a member. float64 (width,)."""
     outward = member.role == "out"
-    if isinstance(layer, nn.modules.conv._ConvNd):
+    if member.kind == "PARAMETER":
+        channels = values.movedim(member.dim, 0).reshape(values.shape[member.dim], -1).sum(1)
+    elif isinstance(layer, nn.modules.conv._ConvNd):
         parts, axis = _by_part(values, layer, outward=outward or member.kind == "DEPTHWISE_CONV")
         channels = parts.movedim(axis, 1).flatten(2).sum(2).flatten()
     else:
@@ -100,10 +137,20 @@ def per_unit(layer: Any, values: torch.Tensor, member: Member) -> torch.Tensor:
 _Edit = Callable[[Any, Place, list[int]], None]
 
 
-def _edited(module: nn.Module, places: Mapping[Place, list[int]], edit: _Edit, *, share: bool) -> nn.Module:
+def _edited(
+    module: nn.Module,
+    places: Mapping[Place, list[int]],
+    edit: _Edit,
+    *,
+    share: bool,
+    scaled: Mapping[str, list[tuple[list[int], float]]] | None = None,
+) -> nn.Module:
     module = replica(module, share=share)
+    for name, factors in (scaled or {}).items():
+        owner, _, leaf = name.rpartition(".")
+        _scale(module.get_submodule(owner), leaf, factors)
     for place, indices in places.items():
-        owner = place.name.rpartition(".")[0] if place.kind == "PARAMETER" else place.name
+        owner = place.name.rpartition(".")[0] if place.kind in ("PARAMETER", "ATTRIBUTE") else place.name
         try:
             with torch.no_grad():
                 edit(module.get_submodule(owner), place, indices)
@@ -116,6 +163,10 @@ def _cut(layer: Any, place: Place, gone: list[int]) -> None:
     kind, outward = place.kind, place.role == "out"
     if kind == "PARAMETER":
         _shorten(layer, place.name.rpartition(".")[2], place.dim, gone)
+    elif kind in ("LN", "GN", "ATTRIBUTE"):
+        _cut_size(layer, place, len(gone), gone)
+    elif kind == "MIX":
+        return  # a mean follows the shape
     elif kind in ("BN", "IN"):
         for leaf in _NORMS:
             _shorten(layer, leaf, 0, gone)
@@ -144,6 +195,38 @@ def _cut(layer: Any, place: Place, gone: list[int]) -> None:
         raise PruningError(f"cannot cut {place.name}: no rule for {kind}")
 
 
+def _cut_size(layer: Any, place: Place, less: int, gone: list[int]) -> None:
+    """A norm and its number of channels, or a number that a module keeps (its heads, their width)."""
+    if place.kind == "ATTRIBUTE":
+        leaf = place.name.rpartition(".")[2]
+        setattr(layer, leaf, getattr(layer, leaf) - less)
+        return
+    _shorten(layer, "weight", 0, gone)
+    _shorten(layer, "bias", 0, gone)
+    if place.kind == "GN":
+        layer.num_channels -= less
+    else:
+        layer.normalized_shape = (layer.normalized_shape[0] - less,)
+
+
+def _scales(groups: Sequence[Group], removals: Removals) -> dict[str, list[tuple[list[int], float]]]:
+    """Parameter -> rows, and the factor that keeps them what they were where the module divides by a root of a width."""
+    found: dict[str, list[tuple[list[int], float]]] = defaultdict(list)
+    for group in groups:
+        left = 1 - len(set(removals.get(group.name, ()))) / group.width
+        for member in group.members:
+            if member.kind == "SCALE" and left < 1:
+                found[member.name].append((sorted({i for unit in member.channels for i in unit}), left**0.5))
+    return found
+
+
+def _scale(layer: Any, leaf: str, factors: Sequence[tuple[list[int], float]]) -> None:
+    value = getattr(layer, leaf).detach().clone()
+    for rows, factor in factors:
+        value[rows] *= factor
+    _replace(layer, leaf, value)
+
+
 def _cut_convolution(layer: Any, gone: list[int], *, outward: bool) -> None:
     weight, axis = _by_part(layer.weight, layer, outward=outward)
     parts, size = weight.shape[0], weight.shape[axis]
@@ -161,7 +244,10 @@ def _cut_convolution(layer: Any, gone: list[int], *, outward: bool) -> None:
 
 
 def _silence(layer: Any, place: Place, gone: list[int]) -> None:
-    if place.kind == "LINEAR":
+    if place.kind == "PARAMETER":
+        leaf = place.name.rpartition(".")[2]
+        _replace(layer, leaf, getattr(layer, leaf).index_fill(place.dim, torch.tensor(gone), 0))
+    elif place.kind == "LINEAR":
         _replace(layer, "weight", layer.weight.index_fill(1, torch.tensor(gone), 0))
     elif place.kind == "CONV":
         weight, axis = _by_part(layer.weight, layer, outward=False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeprune.errors import PruningError, UsageError
 from edgeprune.protocols import Criterion
 from edgeprune.pruning.criteria.scoring import by_unit, channel_axis, drawn, private, readers, scores_of
-from edgeprune.pruning.surgery import per_unit
+from edgeprune.pruning.surgery import per_unit, weight_name
 from edgeprune.types import AttackBudget, ChannelGraph, Group, ModelBundle, Scores, Split
 
 _TAYLOR_IMAGES, _BATCH = 2048, 128
@@ -189,11 +189,13 @@ def _first_order(
 def _effect(module: nn.Module, group: Group) -> Tensor:
     """Gradient times weight, summed over all weights that read a unit. float64 (width,)."""
     total = torch.zeros(group.width, dtype=torch.float64)
+    known = dict(module.named_parameters())
     for member in group.members:
-        weight = module.get_parameter(f"{member.name}.weight") if member.role == "in" else None
+        name = weight_name(member)
+        weight = known.get(name) if member.role in ("in", "zero") else None
         if weight is not None and weight.grad is not None:
             effect = weight.detach().double() * weight.grad.double()
-            total += per_unit(module.get_submodule(member.name), effect, member)
+            total += per_unit(module.get_submodule(name.rpartition(".")[0]), effect, member)
     return total
 
 

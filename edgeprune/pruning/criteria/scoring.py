@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import PruningError, UsageError
-from edgeprune.pruning.surgery import per_unit, replica
+from edgeprune.pruning.surgery import per_unit, replica, weight_name
 from edgeprune.types import ChannelGraph, Group, Member, ModelBundle, Scores, Split
 
 NORMALISATION = "mean of each group = 1"
@@ -64,10 +64,19 @@ def weights_of(module: nn.Module, group: Group, measure: Callable[[torch.Tensor]
     total = torch.zeros(group.width, dtype=torch.float64)
     with torch.no_grad():
         for member in group.members:
-            if member.kind in WEIGHT_KINDS:
-                layer = module.get_submodule(member.name)
-                total += per_unit(layer, measure(module.get_parameter(f"{member.name}.weight").double()), member)
+            if member.kind in WEIGHT_KINDS or _is_matrix(module, member):
+                name = weight_name(member)
+                layer = module.get_submodule(name.rpartition(".")[0])
+                total += per_unit(layer, measure(module.get_parameter(name).double()), member)
     return total
+
+
+def _is_matrix(module: nn.Module, member: Member) -> bool:
+    """A bare parameter that is some layer's weight: the fused projections of nn.MultiheadAttention."""
+    if member.kind != "PARAMETER" or member.role == "zero":
+        return False
+    parameter = dict(module.named_parameters()).get(member.name)
+    return parameter is not None and parameter.dim() == 2
 
 
 def l2_of(module: nn.Module, group: Group) -> torch.Tensor:
@@ -101,7 +110,7 @@ def private(bundle: ModelBundle) -> ModelBundle:
 
 def readers(groups: Iterable[Group]) -> set[str]:
     """Names of the layers that read a channel of some group."""
-    return {member.name for group in groups for member in group.members if member.role == "in"}
+    return {m.name for group in groups for m in group.members if m.role == "in" and m.kind in WEIGHT_KINDS}
 
 
 def channel_axis(layer: nn.Module) -> int:
