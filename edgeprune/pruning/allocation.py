@@ -18,7 +18,7 @@ from edgeprune.pruning.ranking import Move, Ranking, moves
 from edgeprune.types import ChannelGraph, Group, Scores
 
 Widths = dict[str, int]
-_LAYERS = frozenset({"CONV", "LINEAR", "DEPTHWISE_CONV"})
+_WEIGHTED = frozenset({"CONV", "LINEAR", "DEPTHWISE_CONV"})
 _Table = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
@@ -44,37 +44,52 @@ FREE = Rules()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """MACs as a function of the units that go: macs . (1 - out @ gone) . (1 - into @ gone), layer by layer.
+    """MACs as a function of the units that go: macs . outputs left . inputs left, layer by layer.
 
     `out[l, g]` is the share of layer l's outputs that goes with one unit of group g, `into` the same of its inputs;
-    `macs[l]` the layer's MACs uncut.
+    `macs[l]` the layer's MACs uncut. Of outputs left there are two factors, `out` and `out_across`, since a row of an
+    attention goes with its head or with its channel of every head: groups of the second kind cross those of the first.
     """
 
     macs: _Table
     out: _Table
     into: _Table
+    out_across: _Table
+    into_across: _Table
 
     @classmethod
     def of(cls, graph: ChannelGraph) -> Costs:
         rows = {layer.name: row for row, layer in enumerate(graph.layers)}
-        out, into = (np.zeros((len(graph.layers), len(graph.groups))) for _ in range(2))
+        out, into, out_across, into_across = (np.zeros((len(graph.layers), len(graph.groups))) for _ in range(4))
+        taken: dict[tuple[str, str], set[int]] = {}
         for column, group in enumerate(graph.groups):
             for member in group.members:
-                if member.name in rows:
-                    layer = graph.layers[row := rows[member.name]]
-                    table, channels = (out, layer.out_channels) if member.role == "out" else (into, layer.in_channels)
-                    table[row, column] += len(member.channels[0]) / channels
-        return cls(np.array([layer.macs for layer in graph.layers], dtype=np.float64), out, into)
+                if member.name not in rows or member.kind not in _WEIGHTED:
+                    continue
+                layer = graph.layers[row := rows[member.name]]
+                known = taken.setdefault((member.name, member.role), set())
+                own = {channel for unit in member.channels for channel in unit}
+                outward, across = member.role == "out", bool(known & own)
+                known |= own
+                first, second = (out, out_across) if outward else (into, into_across)
+                channels = layer.out_channels if outward else layer.in_channels
+                (second if across else first)[row, column] += len(member.channels[0]) / channels
+        return cls(
+            np.array([layer.macs for layer in graph.layers], dtype=np.float64), out, into, out_across, into_across
+        )
 
     def total(self, gone: _Table) -> float:
         """MACs an image without `gone[g]` units of each group."""
-        return float(self.macs @ ((1 - self.out @ gone) * (1 - self.into @ gone)))
+        outputs = (1 - self.out @ gone) * (1 - self.out_across @ gone)
+        return float(self.macs @ (outputs * (1 - self.into @ gone) * (1 - self.into_across @ gone)))
 
     def savings(self, gone: _Table, step: _Table) -> _Table:
         """MACs that each group alone would save by losing `step[g]` units more."""
-        outputs, inputs = self.macs * (1 - self.out @ gone), self.macs * (1 - self.into @ gone)
-        both = self.macs @ (self.out * self.into)
-        saved: _Table = step * (inputs @ self.out + outputs @ self.into) - step**2 * both
+        out = self.out * (1 - self.out_across @ gone)[:, None] + self.out_across * (1 - self.out @ gone)[:, None]
+        into = self.into * (1 - self.into_across @ gone)[:, None] + self.into_across * (1 - self.into @ gone)[:, None]
+        outputs = self.macs * (1 - self.out @ gone) * (1 - self.out_across @ gone)
+        inputs = self.macs * (1 - self.into @ gone) * (1 - self.into_across @ gone)
+        saved: _Table = step * (inputs @ out + outputs @ into) - step**2 * (self.macs @ (out * into))
         return saved
 
 
@@ -89,7 +104,7 @@ def steps_of(group: Group, multiple: int) -> tuple[int, ...]:
     The multiple counts channels; a unit may hold several (of a grouped convolution, of the halves of a split). No
     layer is left with less than one multiple.
     """
-    makers = [member for member in group.members if member.role == "out" and member.kind in _LAYERS]
+    makers = [member for member in group.members if member.role == "out" and member.kind in _WEIGHTED]
     counts = {len(member.channels[0]) for member in makers}
     if counts and max(counts) >= multiple:  # a whole head: whatever else has one entry a head is no concern
         counts = {max(counts)}

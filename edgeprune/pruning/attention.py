@@ -1,10 +1,10 @@
 """What else has to follow a group: numbers that modules keep, a scale, channels of another group.
 
 An attention is cut right only when its own `num_heads`, `head_dim` and the like follow. Which of a module's numbers are
-meant is not known: those that equal a size that changes are tried, by what their names say, and the proof decides. Where
-a module takes its inner width from the residual stream (nn.MultiheadAttention, torchvision's Swin), the channels of every
-head go together with as many heads' worth of the stream's. Where it divides by the root of a width that follows,
-the queries' weights are scaled, so that what stays is computed as before.
+meant is not known: those that equal a size that changes are tried, by what their names say, and the proof decides.
+Where a module takes its inner width from the residual stream (nn.MultiheadAttention, torchvision's Swin), a channel
+of every head goes together with as many of the stream's. Where it divides by the root of a width that follows, the
+queries' weights are scaled, so that what stays is computed as before.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from edgeprune.types import Group, Member
 
 _HEADS = re.compile(r"(^|_)n?heads?$|^nh$|^n_?head|num_.*heads?$")
 _WIDTH = re.compile(r"head_(dim|size|features|channels)|(key|val|value|qk|v|k|q)_?dim$|dim_head|d_head|^d$|^kd$")
-_STREAM = re.compile(r"^(embed_dim|dim|dim_in|in_dim|hidden_dim|hidden_size|in_features|num_features|channels|width|c)$")
+_STREAM = re.compile(
+    r"^(embed_dim|dim|dim_in|in_dim|hidden_dim|hidden_size|in_features|num_features|channels|width|c)$"
+)
 
 Attributes = frozenset[tuple[str, int]]
 """Numbers that follow: a module's name and attribute, joined, and its value."""
 
 
-def settle(module: nn.Module, found: Sequence[Candidate], bench: Bench, *, until: float) -> tuple[list[Group], set[str]]:
+def settle(
+    module: nn.Module, found: Sequence[Candidate], bench: Bench, *, until: float
+) -> tuple[list[Group], set[str]]:
     """Groups with all that has to follow them, and the names of those that nothing was found for.
 
     Whatever comes out is still to be proved: here it only passed a quick trial.
@@ -122,7 +126,9 @@ def _by_role(candidate: Candidate, matches: Attributes) -> Attributes:
     if len(candidate.parts) > 1:
         return _with_all_names(candidate, matches)
     inner = _is_inner(candidate)
-    return frozenset(each for each in _with_all_names(candidate, matches) if bool(_STREAM.search(_leaf(each[0]))) != inner)
+    return frozenset(
+        each for each in _with_all_names(candidate, matches) if bool(_STREAM.search(_leaf(each[0]))) != inner
+    )
 
 
 def _with_all_names(candidate: Candidate, matches: Attributes) -> Attributes:
@@ -156,9 +162,7 @@ def _is_inner(candidate: Candidate) -> bool:
 
 
 def _with(candidate: Candidate, attributes: Attributes, scale: bool) -> Group:
-    members = [
-        Member(name, "ATTRIBUTE", "out", candidate.sizes[value]) for name, value in sorted(attributes)
-    ]
+    members = [Member(name, "ATTRIBUTE", "out", candidate.sizes[value]) for name, value in sorted(attributes)]
     more = (*members, *(candidate.scales if scale else ()))
     return dataclasses.replace(candidate.group, members=(*candidate.group.members, *more))
 
@@ -214,7 +218,8 @@ def _joined(parts: Sequence[Candidate], counts: Sequence[int], width: int) -> Ca
         return tuple(tuple(itertools.chain(*channels[i * count : (i + 1) * count])) for i in range(width))
 
     members: dict[tuple[str, str, str, int], Member] = {}
-    scales, sizes = [], {}
+    scales: list[Member] = []
+    sizes: dict[int, tuple[tuple[int, ...], ...]] = {}
     for part, count in zip(parts, counts, strict=True):
         for member in part.group.members:
             key = (member.name, member.kind, member.role, member.dim)

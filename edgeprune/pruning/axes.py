@@ -1,9 +1,9 @@
 """What each index of each dimension stands for: labels that are followed through a forward pass.
 
 A *label* says when an index of a dimension goes: an index with the label {h, d} (channel d of head h) goes when h goes
-or when d goes. Labels are sets of *atoms*. Layers that meet make atoms the same; a dimension that is viewed as two makes
-an atom stand for two. Whatever cannot be said exactly is frozen: its atoms never go. Positions (batch, height, tokens)
-have no labels at all: they never go either.
+or when d goes. Labels are sets of *atoms*. Layers that meet make atoms the same; a dimension that is viewed as two
+makes an atom stand for two. Whatever cannot be said exactly is frozen: its atoms never go. Positions (batch, height,
+tokens) have no labels at all: they never go either.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every index of every weight stands for, found by running the network once and watching each operator.
 
-torch-pruning follows layers along autograd's graph; it cannot see into a function that is handed a layer's weight, and it
+torch-pruning follows layers along autograd's graph; it cannot see into a function that is handed a layer's weight, and
 does not know what becomes of a dimension that is viewed as heads. This walk watches operators instead of layers, and
 labels what they hand on (`edgeprune.pruning.axes`). It decides nothing: what it finds is proved like any other group.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -109,14 +110,15 @@ def watch(module: nn.Module, input_shape: Shape) -> Flow:
     return flow
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator to its rule once it has run."""
 
     def __init__(self, flow: Flow) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flow = flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from edgeprune.pruning import operators_sums  # noqa: F401  # registers its rules
         from edgeprune.pruning.operators import note
 
         output = func(*args, **(kwargs or {}))
@@ -147,10 +149,12 @@ def _named(flow: Flow) -> Iterator[None]:
 def _labels(flow: Flow, name: str, tensor: torch.Tensor, dim: int) -> Labels | None:
     owner = flow.layers[name.rpartition(".")[0]]
     kernel = isinstance(owner, nn.modules.conv._ConvNd) and dim > 1
-    return None if tensor.shape[dim] == 1 or kernel else flow.axes.fresh(tensor.shape[dim])
+    return (
+        None
+        if tensor.shape[dim] == 1 or kernel or isinstance(owner, nn.RNNBase)
+        else flow.axes.fresh(tensor.shape[dim])
+    )
 
 
 def _open(size: int) -> Labels | None:
-    import numpy as np
-
     return None if size == 1 else np.full(size, OPEN, dtype=np.int64)

@@ -162,10 +162,10 @@ def _refused(group: Group | str, ignore: Sequence[str]) -> str | None:
 def _unmentioned(module: nn.Module, groups: Sequence[Group], refusals: Sequence[Refusal]) -> Iterator[Refusal]:
     """What has weights and came up in no group: it is not pruned, and that is said."""
     mentioned = {member.name for group in groups for member in group.members}
-    mentioned |= {name.rpartition(".")[0] for name in mentioned}
+    owners = {name.rpartition(".")[0] for name in mentioned}  # of parameters that are in a group
     mentioned.update(name for refusal in refusals for name in refusal.layers)
     for name, layer in module.named_modules():
-        if isinstance(layer, _WHOLE) and name not in mentioned:
+        if isinstance(layer, _WHOLE) and name not in owners:
             yield Refusal(name, f"{type(layer).__name__}: no sound rule for its kind", (name,))
         elif name in mentioned or _inside_whole(module, name):
             continue

@@ -1,8 +1,8 @@
 """A norm that computes its statistics without some channels: the reference that a cut norm must agree with.
 
-Silencing what reads a channel is not neutral in front of a LayerNorm: its mean and variance would still see the channel.
-So in the silenced copy the statistics are taken over the channels that stay. The cut network knows nothing of this: it
-just runs, so the proof still compares two independent computations.
+Silencing what reads a channel is not neutral in front of a LayerNorm: its mean and variance still see the channel. So
+in the silenced copy the statistics are taken over the channels that stay. The cut network knows nothing of this:
+it just runs, so the proof still compares two independent computations.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from edgeprune.errors import PruningError
 from edgeprune.pruning.allocation import FREE, Rules, Widths, by_macs, by_share, check_scores, kept_units, macs_of
 from edgeprune.pruning.proof import compare, scrambled
-from edgeprune.pruning.surgery import cut, silence
+from edgeprune.pruning.surgery import WEIGHTED, collect, cut, silence
 from edgeprune.records import GroupPlan, LayerChange, PrunePlan, RefusalRecord
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Scores
 
@@ -107,22 +108,21 @@ def check_same_shapes(one: ModelBundle, other: ModelBundle) -> None:
 def layer_changes(plan: PrunePlan, graph: ChannelGraph, layers: Sequence[str] = ()) -> tuple[LayerChange, ...]:
     """Every layer's channels and MACs before and after; `layers` limits them to those names."""
     kept = {group.name: len(group.kept) for group in plan.groups}
+    gone: dict[str, set[int]] = defaultdict(set)  # a row may go with its head and with its channel of every head
+    for place, indices in collect(graph.groups, removals(plan)).items():
+        if place.role == "out" and place.kind in WEIGHTED:
+            gone[place.name].update(indices)
     changes = []
     for layer in graph.layers:
         if layers and layer.name not in layers:
             continue
-        out = layer.out_channels
-        for group in graph.groups:
-            for member in group.members:
-                if member.name == layer.name and member.role == "out":
-                    out -= (group.width - kept[group.name]) * len(member.channels[0])
         alone = dataclasses.replace(graph, layers=(layer,))
         changes.append(
             LayerChange(
                 name=layer.name,
                 kind=layer.kind,
                 dense_channels=layer.out_channels,
-                channels=out,
+                channels=layer.out_channels - len(gone[layer.name]),
                 dense_macs=layer.macs,
                 macs=macs_of(alone, kept),
             )

@@ -100,7 +100,9 @@ def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals) -> str 
 def attempt(bench: Bench, groups: Sequence[Group]) -> str | None:
     """One draw of every group on a bench, at once: a quick look, not a proof."""
     generator = torch.Generator().manual_seed(2)
-    gone = {group.name: torch.randperm(group.width, generator=generator)[: group.width // 2].tolist() for group in groups}
+    gone = {
+        group.name: torch.randperm(group.width, generator=generator)[: group.width // 2].tolist() for group in groups
+    }
     return compare(bench, tuple(groups), gone)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -51,11 +51,11 @@ def candidates(flow: Flow, odd: Mapping[str, str]) -> list[Candidate]:
         for atom, indices in found.items():
             footprints[atom][spot] = indices
     for role, zeroed in (("zero", _factors(flow, second=True)), ("scale", _factors(flow, second=False))):
-        for atom, spots in zeroed.items():
-            for (name, dim, size), indices in spots.items():
+        for atom, rows in zeroed.items():
+            for (name, dim, size), chosen in rows.items():
                 kind = "PARAMETER" if role == "zero" else "SCALE"
                 if atom in footprints:
-                    footprints[atom][Spot(name, kind, role, dim, size)] = sorted(indices)
+                    footprints[atom][Spot(name, kind, role, dim, size)] = sorted(chosen)
     classes: dict[object, list[int]] = defaultdict(list)
     for atom, spots in footprints.items():
         if flow.axes.frozen(atom) is None:
@@ -70,19 +70,22 @@ def candidates(flow: Flow, odd: Mapping[str, str]) -> list[Candidate]:
 
 def _beside(flow: Flow, multiplied: set[int]) -> set[int]:
     """Atoms that share an index with one that is summed over: heads, beside the channels of queries and keys."""
-    terms = {term for mark in flow.weights.values() for own in mark.dims if own is not None for term in set(own.tolist())}
+    known = [own for mark in flow.weights.values() for own in mark.dims if own is not None]
+    terms = {term for own in known for term in own.tolist()}
     sets = [flow.axes.atoms(term) for term in terms]
     return set().union(*(atoms - multiplied for atoms in sets if atoms & multiplied and len(atoms) > 1))
 
 
 def _candidate(atoms: list[int], footprints: Mapping[int, dict[Spot, list[int]]], multiplied: bool) -> Candidate | None:
-    members, scales, sizes = [], [], {}
+    members: list[Member] = []
+    scales: list[Member] = []
+    sizes: dict[int, tuple[tuple[int, ...], ...]] = {}
     for spot in footprints[atoms[0]]:
         channels = tuple(tuple(footprints[atom][spot]) for atom in atoms)
         if spot.role == "scale":
             scales.append(Member(spot.name, "SCALE", "out", channels, spot.dim))
             continue
-        role = "in" if spot.role == "in" else "zero" if spot.role == "zero" else "out"
+        role: Literal["out", "in", "zero"] = "in" if spot.role == "in" else "zero" if spot.role == "zero" else "out"
         members.append(Member(spot.name, spot.kind, role, channels, spot.dim))
         if role != "zero" and len(set(itertools.chain(*channels))) == spot.size:
             sizes.setdefault(spot.size, channels)

@@ -23,6 +23,8 @@ from edgeprune.types import Group, Member
 Removals = Mapping[str, Sequence[int]]
 """Group name -> unit indices that go."""
 
+WEIGHTED = frozenset({"CONV", "LINEAR", "DEPTHWISE_CONV"})
+"""Members that are layers with a weight of their own."""
 MIXING = frozenset({"LN", "GN", "MIX"})
 """Members that compute a mean over channels."""
 _NORMS = ("weight", "bias", "running_mean", "running_var")
@@ -210,7 +212,7 @@ def _cut_size(layer: Any, place: Place, less: int, gone: list[int]) -> None:
 
 
 def _scales(groups: Sequence[Group], removals: Removals) -> dict[str, list[tuple[list[int], float]]]:
-    """Parameter -> rows, and the factor that keeps them what they were where the module divides by a root of a width."""
+    """Parameter -> rows and their factor: they stay what they were where a module divides by the root of a width."""
     found: dict[str, list[tuple[list[int], float]]] = defaultdict(list)
     for group in groups:
         left = 1 - len(set(removals.get(group.name, ()))) / group.width
