@@ -83,7 +83,9 @@ class DataConfig(Section):
 
 
 class PruneConfig(Section):
-    ratio: float | None = setting(None, "Goal: share of every group's channels to remove.", gt=0, lt=1)
+    ratio: float | None = setting(
+        None, "Goal: share of every group's channels (and of the blocks) to remove.", gt=0, lt=1
+    )
     macs_ratio: float | None = setting(None, "Goal: share of the MACs to keep.", gt=0, lt=1)
     speedup: Times | None = setting(None, "Goal: measured speed-up on the first runtime.", gt=1)
     latency_ms: Milliseconds | None = setting(None, "Goal: measured p50 on the first runtime.")
@@ -92,7 +94,15 @@ class PruneConfig(Section):
         "What makes a channel important: l1, l2, bn_scale, lamp, fpgm, random; with training data: taylor, adv-taylor "
         "(or adv-taylor:EPSILON), thin-taylor, obd, apoz.",
     )
-    ignore: tuple[str, ...] = setting((), "Layers to leave alone (names or patterns such as layer3.*).")
+    scope: Literal["channels", "blocks", "both"] = setting(
+        "channels", "What is removed: channels, whole blocks (residual blocks, links of a chain), or both."
+    )
+    block_criterion: str | None = setting(
+        None,
+        "What makes a block important: magnitude, random; with training data: loss, taylor, cka (default: loss with "
+        "training data, else magnitude).",
+    )
+    ignore: tuple[str, ...] = setting((), "Layers and blocks to leave alone (names or patterns such as layer3.*).")
     channel_multiple: int | None = setting(None, "Widths end on multiples of this (default: the target's).", gt=0)
     ranking: Literal["local", "global", "isomorphic"] | None = setting(
         None,
@@ -115,6 +125,15 @@ class PruneConfig(Section):
         least, most = limits.least, limits.most
         if least and most and least.share == most.share and least.value > most.value:
             raise ValueError(f"min_width {self.min_width} is above max_width {self.max_width}")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_go_at_once(self) -> PruneConfig:
+        if self.scope != "channels" and self.iterations > 1:
+            raise ValueError(f"scope {self.scope} prunes in one step: leave out iterations")
+        widths = [name for name in ("min_width", "max_width", "widths", "ranking") if getattr(self, name)]
+        if self.scope == "blocks" and widths:
+            raise ValueError(f"scope blocks prunes no channels: leave out {' and '.join(widths)}")
         return self
 
     @model_validator(mode="after")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
-from edgeprune.config import Config, LatencyConfig
+from edgeprune.config import Config, LatencyConfig, PruneConfig
 from edgeprune.console import Console
 from edgeprune.records import LatencyFile, PrunePlan, Side
-from edgeprune.types import ChannelGraph, Goal, ModelBundle, Scores, Split
+from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
     from edgeprune.pruning.aim import Timing
@@ -65,7 +65,7 @@ class Planner:
         graph = self._trace(start) if before else self.graph
         if goal.kind == "macs_ratio":
             goal = Goal(goal.kind, goal.value * self.graph.macs / graph.macs)
-        wish = Wish(goal, prune.criterion, self.multiple, rules, self.train, self.config.run.seed)
+        wish = Wish(goal, prune, self.multiple, rules, self.train, self.config.run.seed)
         try:
             plan = plan_for(start, graph, wish, self.range, self.console)
         except NothingLeftError:
@@ -86,7 +86,13 @@ class Planner:
         from edgeprune.pruning.graph import trace
 
         with self.console.task("tracing and proving groups") as progress:
-            return trace(bundle, ignore=self.config.prune.ignore, progress=progress)
+            graph = trace(bundle, ignore=self.config.prune.ignore, progress=progress)
+        if self.config.prune.scope == "channels":
+            return graph
+        from edgeprune.pruning.blocks import with_blocks
+
+        with self.console.task("finding and proving blocks"):
+            return with_blocks(bundle, graph, ignore=self.config.prune.ignore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class Wish:
     """What a plan is asked for."""
 
     goal: Goal
-    criterion: str
+    settings: PruneConfig
     multiple: int
     rules: Rules
     train: Split | None
@@ -144,29 +150,37 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
     `range_` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
     contradict each other.
     """
-    from edgeprune.pruning.aim import aim
-    from edgeprune.pruning.plan import allocate, apply, make_plan
-    from edgeprune.pruning.shortfall import notes_on
+    from edgeprune.pruning.aim import aim_among, reached
+    from edgeprune.pruning.block_allocation import Choice, by_budget, macs_after, without
+    from edgeprune.pruning.importance import importance_of
+    from edgeprune.pruning.plan import apply, choose, plan_of
+    from edgeprune.pruning.shortfall import obstacles
 
-    scores = _scores(bundle, graph, wish, console)
     goal, multiple, rules = wish.goal, wish.multiple, wish.rules
+    with console.task(f"scoring {_scored(wish.settings)}"):
+        importance = importance_of(bundle, graph, wish.train, wish.settings, wish.seed)
 
-    def plan_of(widths: dict[str, int]) -> PrunePlan:
-        return make_plan(bundle, graph, scores, widths, goal, multiple, wish.seed)
+    def plan_with(choice: Choice) -> PrunePlan:
+        return plan_of(bundle, graph, importance, choice, goal, multiple, wish.seed)
 
     if goal.kind not in TIMED_GOALS:
-        widths = allocate(graph, scores, goal, multiple, rules)
-        return plan_of(widths).model_copy(update={"notes": notes_on(graph, widths, goal, multiple, rules)})
+        return plan_with(choose(graph, importance, goal, multiple, rules))
     with console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, range_.opened() as time:
+        aimed = aim_among(
+            goal,
+            lambda ratio: by_budget(graph, importance, ratio, multiple, rules),
+            lambda choice: macs_after(graph, choice) / graph.macs,
+            lambda choice: time(apply(plan_with(choice), bundle, graph)),
+            progress=progress,
+        )
+    notes, choice = aimed.notes, aimed.widths
+    if reached(goal, aimed.timing) < 1 and wish.settings.scope != "blocks":
+        notes = (*notes, *obstacles(without(graph, choice.removed), choice.widths, multiple, rules))
+    return plan_with(choice).model_copy(update={"notes": notes})
 
-        def measure(widths: dict[str, int]) -> Timing:
-            return time(apply(plan_of(widths), bundle, graph))
 
-        aimed = aim(graph, scores, goal, multiple, measure, rules=rules, progress=progress)
-    return plan_of(aimed.widths).model_copy(update={"notes": aimed.notes})
-
-
-def _scores(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, console: Console) -> Scores:
-    criterion: protocols.Criterion = protocols.find("criterion", wish.criterion)
-    with console.task(f"scoring channels by {wish.criterion}"):
-        return criterion(bundle, graph, wish.train, seed=wish.seed)
+def _scored(settings: PruneConfig) -> str:
+    """What is scored and by which criterion, in words."""
+    channels = f"channels by {settings.criterion}" if settings.scope != "blocks" else ""
+    blocks = f"blocks by {settings.block_criterion or 'the default criterion'}" if settings.scope != "channels" else ""
+    return " and ".join(filter(None, (channels, blocks)))

@@ -1,8 +1,8 @@
 """What a plugin is: criteria, runtimes, attacks and devices. Built-ins register like everybody else.
 
-Each protocol has an entry-point group (`edgeprune.criteria`, `.runtimes`, `.attacks`, `.devices`); `find` loads
-one by name and `names` lists what is installed. In `.attack_families` and `.criterion_families` stand functions from a
-name to an attack or a criterion: for packages that bring many, and for what takes a number.
+Each protocol has an entry-point group (`edgeprune.criteria`, `.block_criteria`, `.runtimes`, `.attacks`, `.devices`);
+`find` loads one by name and `names` lists what is installed. In `.attack_families` and `.criterion_families` stand
+functions from a name to an attack or a criterion: for packages that bring many, and for what takes a number.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.types import (
         AttackBudget,
         AttackOutcome,
+        BlockScores,
         ChannelGraph,
         Floats,
         ModelBundle,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "criterion": "edgeprune.criteria",
+    "block criterion": "edgeprune.block_criteria",
     "criterion family": "edgeprune.criterion_families",
     "runtime": "edgeprune.runtimes",
     "attack": "edgeprune.attacks",
@@ -44,6 +46,12 @@ class Criterion(Protocol):
     """Scores the channels of every group: what may go first. A function."""
 
     def __call__(self, bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> Scores: ...
+
+
+class BlockCriterion(Protocol):
+    """Scores the blocks of a network (`graph.blocks`): which may go first. A function."""
+
+    def __call__(self, bundle: ModelBundle, graph: ChannelGraph, train: Split | None, *, seed: int) -> BlockScores: ...
 
 
 class Session(Protocol):

@@ -84,7 +84,8 @@ def gated(module: nn.Module, blocks: Sequence[Block], *, channels: bool = False)
             axis = 1 if output.dim() == 4 else -1
             shape = [output.shape[i] if channels and i == axis % output.dim() else 1 for i in range(output.dim())]
             gates[name] = torch.ones(shape, dtype=output.dtype, requires_grad=True)
-            return output + (gates[name] - 1) * added
+            opened: Tensor = output + (gates[name] - 1) * added
+            return opened
 
         hooks += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
     try:
@@ -95,9 +96,7 @@ def gated(module: nn.Module, blocks: Sequence[Block], *, channels: bool = False)
 
 
 @contextmanager
-def watched(
-    module: nn.Module, blocks: Sequence[Block], look: Callable[[str, Tensor, Tensor], None]
-) -> Iterator[None]:
+def watched(module: nn.Module, blocks: Sequence[Block], look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
     """Calls `look(name, input, output)` whenever a block has run; both are detached."""
     hooks = []
     inputs_of: dict[str, Tensor] = {}

@@ -24,6 +24,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+_INPUT = "_input_of_a_silent_block"
+
+
 def remove(module: nn.Module, blocks: Sequence[Block], *, share: bool = False) -> nn.Module:
     """A copy of `module` without the blocks; with `share` it holds the very tensors of `module`.
 
@@ -70,7 +73,9 @@ def remainder(part: nn.Module, block: Block) -> nn.Module:
 
 
 def _nested(tree: OrderedDict[str, object]) -> nn.Module:
-    parts = OrderedDict((key, _nested(value) if isinstance(value, OrderedDict) else value) for key, value in tree.items())
+    parts = OrderedDict(
+        (key, _nested(value) if isinstance(value, OrderedDict) else value) for key, value in tree.items()
+    )
     return nn.Sequential(parts).eval()  # type: ignore[arg-type]
 
 
@@ -87,9 +92,9 @@ def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
 
 
 def _remember(part: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    part._edgeprune_input = inputs[0].clone()  # type: ignore[assignment]
+    vars(part)[_INPUT] = inputs[0].clone()
 
 
 def _recall(part: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    kept: torch.Tensor = part._edgeprune_input  # type: ignore[assignment]
+    kept: torch.Tensor = vars(part).pop(_INPUT)
     return kept

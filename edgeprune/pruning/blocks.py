@@ -119,14 +119,15 @@ class _Search:
 
     def _residual(self, name: str, part: nn.Module, found: Residual) -> Block:
         keep = found.keep
-        if len(keep) == 1 and (activation := self._activation(name, keep[0])):
-            if self.tape.same_activation(found.source, activation):
-                keep = ()  # its input has been through this activation already
+        if len(keep) == 1 and self.tape.same_activation(found.source, self._activation(name, keep[0])):
+            keep = ()  # its input has been through this activation already
         return self._block(name, part, dataclasses.replace(found, keep=keep), "residual")
 
     def _activation(self, name: str, step: tuple[str, str]) -> str:
         """The kind of a step that is an activation: a functional one, or a module."""
-        return step[1] if step[0] == "activation" else type(self.tape.module.get_submodule(f"{name}.{step[1]}")).__name__
+        return (
+            step[1] if step[0] == "activation" else type(self.tape.module.get_submodule(f"{name}.{step[1]}")).__name__
+        )
 
     def _block(self, name: str, part: nn.Module, found: Residual, kind: str) -> Block:
         kept = tuple(f"{name}.{step}" for word, step in found.keep if word == "module")

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 import torch
 
 from edgeprune.errors import PruningError
+from edgeprune.pruning import block_surgery
 from edgeprune.pruning.allocation import FREE, Rules, Widths, by_macs, by_share, check_scores, kept_units, macs_of
+from edgeprune.pruning.block_allocation import Choice, Importance, by_budget, by_ratio, removed_of, without
 from edgeprune.pruning.proof import compare, scrambled
+from edgeprune.pruning.shortfall import notes_on
 from edgeprune.pruning.surgery import WEIGHTED, collect, cut, silence
 from edgeprune.records import GroupPlan, LayerChange, PrunePlan, RefusalRecord
-from edgeprune.types import ChannelGraph, Goal, ModelBundle, Scores
+from edgeprune.types import ChannelGraph, Goal, Layer, ModelBundle, Scores
 
 TOLERANCE = 1e-3
 _HINT = "each group passed alone: leave one of them out with --ignore, and please report the network"
@@ -34,6 +37,21 @@ def allocate(graph: ChannelGraph, scores: Scores, goal: Goal, multiple: int, rul
         return by_share(graph, scores, goal.value, rules.ranking or "local", multiple, rules)
     if goal.kind == "macs_ratio":
         return by_macs(graph, scores, goal.value, multiple, rules)
+    raise PruningError(f"a goal of {goal.kind} needs measurements: edgeprune.pruning.aim has them made")
+
+
+def choose(graph: ChannelGraph, importance: Importance, goal: Goal, multiple: int, rules: Rules = FREE) -> Choice:
+    """Blocks and widths for a goal that needs no clock, with notes where they do not do what was asked.
+
+    Errors: PruningError when nothing can be removed.
+    """
+    if importance.scope == "channels":
+        widths = allocate(graph, importance.channels, goal, multiple, rules)
+        return Choice(widths, (), notes_on(graph, widths, goal, multiple, rules))
+    if goal.kind == "ratio":
+        return by_ratio(graph, importance, goal.value, multiple, rules)
+    if goal.kind == "macs_ratio":
+        return by_budget(graph, importance, goal.value, multiple, rules)
     raise PruningError(f"a goal of {goal.kind} needs measurements: edgeprune.pruning.aim has them made")
 
 
@@ -62,6 +80,36 @@ def make_plan(
     return plan.model_copy(update={"parameters": sum(p.numel() for p in pruned.parameters())})
 
 
+def plan_of(
+    bundle: ModelBundle,
+    graph: ChannelGraph,
+    importance: Importance,
+    choice: Choice,
+    goal: Goal,
+    multiple: int,
+    seed: int,
+) -> PrunePlan:
+    """The plan that removes the chosen blocks and keeps the most important units of what is left."""
+    shorter, blocks = without(graph, choice.removed), removed_of(graph, choice.removed)
+    plan = make_plan(bundle, shorter, importance.channels, choice.widths, goal, multiple, seed)
+    pruned = cut(bundle.module, shorter.groups, removals(plan), share=True)
+    scored = importance.blocks
+    return plan.model_copy(
+        update={
+            "scope": importance.scope,
+            "removed_blocks": choice.removed,
+            "removable_blocks": len(graph.blocks),
+            "block_criterion": scored.criterion if scored else None,
+            "block_normalisation": scored.normalisation if scored else None,
+            "block_refusals": tuple(RefusalRecord(name=r.name, reason=r.reason) for r in graph.block_refusals),
+            "dense_macs": graph.macs,
+            "dense_parameters": graph.parameters,
+            "parameters": sum(p.numel() for p in block_surgery.remove(pruned, blocks, share=True).parameters()),
+            "notes": choice.notes,
+        }
+    )
+
+
 def removals(plan: PrunePlan) -> dict[str, list[int]]:
     """Group name -> units that go."""
     return {group.name: sorted(set(range(group.width)) - set(group.kept)) for group in plan.groups}
@@ -75,14 +123,16 @@ def apply(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> ModelBun
     """
     from edgeprune.models import digest
 
+    blocks, graph = removed_of(graph, plan.removed_blocks), without(graph, plan.removed_blocks)
     _check_fit(plan, bundle, graph)
     gone = removals(plan)
-    if reason := compare(scrambled(bundle.module, bundle.input_shape, seed=plan.seed), graph.groups, gone):
+    if reason := compare(scrambled(bundle.module, bundle.input_shape, seed=plan.seed), graph.groups, gone, blocks):
         raise PruningError("the plan failed its proof", where=reason, hint=_HINT)
-    pruned = cut(bundle.module, graph.groups, gone).eval()
+    pruned = block_surgery.remove(cut(bundle.module, graph.groups, gone), blocks, share=True).eval()
     images = torch.rand(4, *bundle.input_shape, generator=torch.Generator().manual_seed(plan.seed))
     with torch.no_grad():
-        expected = silence(bundle.module, graph.groups, gone, share=True).eval()(images)
+        quiet = block_surgery.silence(bundle.module, blocks, share=True)
+        expected = silence(quiet, graph.groups, gone, share=True).eval()(images)
         actual = pruned(images)
     difference = float((actual - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
@@ -106,15 +156,22 @@ def check_same_shapes(one: ModelBundle, other: ModelBundle) -> None:
 
 
 def layer_changes(plan: PrunePlan, graph: ChannelGraph, layers: Sequence[str] = ()) -> tuple[LayerChange, ...]:
-    """Every layer's channels and MACs before and after; `layers` limits them to those names."""
+    """Every layer's channels and MACs before and after; `layers` limits them to those names.
+
+    A layer that went with its block has no channels left.
+    """
     kept = {group.name: len(group.kept) for group in plan.groups}
+    every, graph = graph.layers, without(graph, plan.removed_blocks)
     gone: dict[str, set[int]] = defaultdict(set)  # a row may go with its head and with its channel of every head
     for place, indices in collect(graph.groups, removals(plan)).items():
         if place.role == "out" and place.kind in WEIGHTED:
             gone[place.name].update(indices)
     changes = []
-    for layer in graph.layers:
+    for layer in every:
         if layers and layer.name not in layers:
+            continue
+        if layer not in graph.layers:
+            changes.append(_removed(layer))
             continue
         alone = dataclasses.replace(graph, layers=(layer,))
         changes.append(
@@ -130,6 +187,17 @@ def layer_changes(plan: PrunePlan, graph: ChannelGraph, layers: Sequence[str] = 
     return tuple(changes)
 
 
+def _removed(layer: Layer) -> LayerChange:
+    return LayerChange(
+        name=layer.name,
+        kind=layer.kind,
+        dense_channels=layer.out_channels,
+        channels=0,
+        dense_macs=layer.macs,
+        macs=0,
+    )
+
+
 def _check_fit(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> None:
     if plan.parent != bundle.digest:
         raise PruningError(
@@ -140,5 +208,5 @@ def _check_fit(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> Non
     if odd is not None:
         reason = next((r.reason for r in graph.refusals if r.name == odd.name), "there is no such group")
         raise PruningError(f"the plan cuts {odd.name}, which cannot be cut now", where=reason, hint="make a new plan")
-    if not plan.removed_channels:
+    if not plan.removed_channels and not plan.removed_blocks:
         raise PruningError("the plan removes nothing", hint="ask for more with --ratio or --macs-ratio")

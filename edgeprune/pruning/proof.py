@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from edgeprune.errors import PruningError
+from edgeprune.pruning import block_surgery
 from edgeprune.pruning.surgery import Removals, cut, per_unit, replica, silence, weight_name
-from edgeprune.types import Group, Progress, Shape
+from edgeprune.types import Block, Group, Progress, Shape
 
 _IMAGES = 2
 _BLIND = 1e3  # a reaction below this many tolerances could be rounding
@@ -84,12 +85,19 @@ def prove(
     return reasons
 
 
-def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals) -> str | None:
-    """None when cutting units and silencing them come to the same on the bench; else the reason, in words."""
+def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals, blocks: Sequence[Block] = ()) -> str | None:
+    """None when cutting units and silencing them come to the same on the bench; else the reason, in words.
+
+    With `blocks`, these are removed on one side and silenced on the other too.
+    """
     try:
         with torch.no_grad():
-            expected = silence(bench.network, groups, removals, share=True)(bench.images)
-            actual = cut(bench.network, groups, removals, share=True)(bench.images)
+            quiet = bench.network
+            if blocks:
+                quiet = block_surgery.silence(quiet, blocks, share=True)
+            expected = silence(quiet, groups, removals, share=True)(bench.images)
+            rest = cut(bench.network, groups, removals, share=True)
+            actual = (block_surgery.remove(rest, blocks, share=True) if blocks else rest)(bench.images)
     except PruningError as error:
         return f"the cut failed: {error.what}"
     except Exception as error:  # noqa: BLE001  # a network with wrong widths fails wherever its forward pass notices

@@ -158,6 +158,8 @@ class Tape:
         call = self.calls.get(name)
         if call is None or call.runs != 1 or call.odd or call.source is None or call.result is None:
             return None
+        if type(self.module.get_submodule(name)) is nn.Sequential:
+            return None  # it adds nothing itself
         walk, node = _Walk(), call.result
         while node is not call.source:
             found = self._step(name, node, call.source, walk)
@@ -184,9 +186,9 @@ class Tape:
         weights = len(self.operands.get(node, ())) - len(operands)
         if len(operands) == 2 and node.name().startswith(_SUMS):
             sizes = [self._size(operand, source) for operand in operands]
+            walk.branches.append(operands[sizes.index(max(sizes))])
             if sizes[0] == sizes[1]:
                 return "two branches of the same size are added: neither is a shortcut"
-            walk.branches.append(operands[sizes.index(max(sizes))])
             return (operands[sizes.index(min(sizes))],)
         if len(operands) != 1 or weights:
             return "its shortcut is computed by no module of its own"

@@ -24,7 +24,10 @@ class RefusalRecord(Record):
 
 
 class PrunePlan(Record):
-    """What surgery removes from the network whose weights have the digest `parent`."""
+    """What surgery removes from the network whose weights have the digest `parent`.
+
+    `removed_blocks` are in the order of their removal; groups of channels that went with them are not in `groups`.
+    """
 
     schema_version: Literal["1"] = SCHEMA_VERSION
     parent: Sha256
@@ -35,8 +38,13 @@ class PrunePlan(Record):
     channel_multiple: int
     seed: int
     groups: tuple[GroupPlan, ...]
+    scope: Literal["channels", "blocks", "both"] = "channels"
     removed_blocks: tuple[str, ...] = ()
+    removable_blocks: int = 0
+    block_criterion: str | None = None
+    block_normalisation: str | None = None
     refusals: tuple[RefusalRecord, ...] = ()
+    block_refusals: tuple[RefusalRecord, ...] = ()
     dense_macs: int
     dense_parameters: int
     macs: int

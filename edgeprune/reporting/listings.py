@@ -47,8 +47,29 @@ def print_inspection(found: Inspection, console: Console) -> None:
         for refusal in found.refusals:
             table.add_row(Text(refusal.name), Text(refusal.reason))
         console.print(table)
+    _print_blocks(found, console)
     for note in found.notes:
         console.print(Text(f"note: {note}", "yellow"))
+
+
+def _print_blocks(found: Inspection, console: Console) -> None:
+    """Blocks that could go, the ones that would marked; then what is not offered as one."""
+    if found.blocks:
+        would = "" if found.scope == "channels" else f"; scores by {found.block_criterion}"
+        console.print(f"\n{len(found.blocks)} blocks proved (--scope blocks or both removes them){would}", markup=False)
+        table = _table("block", "kind", ">M MACs", ">score", "in its place", "")
+        for block in found.blocks:
+            score = "" if block.score is None else f"{block.score:.2f}"
+            stays = " ".join(block.stays) or "nothing"
+            mark = "would go" if block.removed else ""
+            table.add_row(Text(block.name), block.kind, f"{block.macs / 1e6:,.2f}", score, Text(stays), mark)
+        console.print(table)
+    if found.block_refusals:
+        console.print("\nnot offered as a block, because")
+        table = _table("module", "reason")
+        for refusal in found.block_refusals:
+            table.add_row(Text(refusal.name), Text(refusal.reason))
+        console.print(table)
 
 
 def print_measured(found: Measured, console: Console) -> None:

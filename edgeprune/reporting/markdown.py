@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from edgeprune.records import Report, Unmeasured, Verdict
+from edgeprune.records import RefusalRecord, Report, Unmeasured, Verdict
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.view import (
     Change,
@@ -39,7 +39,8 @@ def markdown(report: Report) -> str:
         _warnings(report),
         _folded("Flips, image by image", _flips(report)),
         _folded(f"Pruned in {len(report.steps) + 1} steps", _steps(report)),
-        _folded(f"Left alone ({len(report.plan.refusals)})", _refusals(report)),
+        _folded(f"Blocks removed ({len(report.plan.removed_blocks)})", _removed(report)),
+        _folded(f"Left alone ({len(_left_alone(report))})", _refusals(report)),
         _folded("The files, the attack and how to reproduce this", _provenance(report)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -132,8 +133,21 @@ def _steps(report: Report) -> str:
     )
 
 
+def _removed(report: Report) -> str:
+    """All blocks that went, in the order of their removal, and what chose them."""
+    plan = report.plan
+    if not plan.removed_blocks:
+        return ""
+    names = ", ".join(code(name) for name in plan.removed_blocks)
+    return f"{names}: chosen by {text(plan.block_criterion or 'no criterion')}, the least important first"
+
+
+def _left_alone(report: Report) -> tuple[RefusalRecord, ...]:
+    return (*report.plan.refusals, *report.plan.block_refusals)
+
+
 def _refusals(report: Report) -> str:
-    refusals = report.plan.refusals
+    refusals = _left_alone(report)
     lines = [f"- {code(item.name)}: {text(item.reason)}" for item in refusals[:_MANY]]
     if len(refusals) > _MANY:
         lines.append(f"- and {len(refusals) - _MANY} more, in report.html")

@@ -149,6 +149,7 @@ def changes(report: Report) -> tuple[Change, ...]:
         _counted("MACs", "", plan.dense_macs, plan.macs),
         _counted("Parameters", "", plan.dense_parameters, plan.parameters),
         _counted("Channels", "of the prunable groups", width, kept),
+        *_blocks(plan),
     )
 
 
@@ -180,11 +181,19 @@ def fitting(model: ModelInfo) -> str:
     return "; ".join(part for part in (ways[model.fit], held) if part)
 
 
+_NAMES = 6
+_SHARED = {
+    "channels": "every group's channels",
+    "blocks": "the blocks",
+    "both": "the blocks and of every remaining group's channels",
+}
+
+
 def goal(plan: PrunePlan) -> str:
     """What pruning aimed at, in words."""
     value = plan.goal_value
     words = {
-        "ratio": f"{n.percent(value)} of every group's channels removed",
+        "ratio": f"{n.percent(value)} of {_SHARED[plan.scope]} removed",
         "macs_ratio": f"{n.percent(value)} of the MACs kept",
         "speedup": f"{value:g} times as fast, measured",
         "latency_ms": f"a p50 of {value:g} ms, measured",
@@ -335,6 +344,16 @@ def _sizes(report: Report) -> tuple[Change, ...]:
 def shipped(artifact: Artifact) -> str:
     """The file and its companions, by name."""
     return " + ".join((artifact.path, *(name for name, _, _ in artifact.companions)))
+
+
+def _blocks(plan: PrunePlan) -> tuple[Change, ...]:
+    """A row where blocks could go, with the names of those that did."""
+    if plan.scope == "channels":
+        return ()
+    names, more = plan.removed_blocks[:_NAMES], len(plan.removed_blocks) - _NAMES
+    gone = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    total = plan.removable_blocks
+    return (_counted("Blocks", f"without {gone}" if gone else "", total, total - len(plan.removed_blocks)),)
 
 
 def _counted(label: str, detail: str, before: int, after: int) -> Change:
