@@ -24,11 +24,11 @@ from edgeprune.pruning.block_allocation import (
     Importance,
     _cost,
     by_budget,
-    choose,
     macs_after,
     without,
 )
 from edgeprune.pruning.importance import importance_of
+from edgeprune.pruning.plan import choose
 from edgeprune.types import BlockScores, ChannelGraph, Goal, ModelBundle, Scores, Split
 
 WITH_DATA = ["taylor", "cka", "loss"]

@@ -231,7 +231,9 @@ def _widest(graph: ChannelGraph, importance: Importance, multiple: int, rules: R
     """All channels that may stay: all of them, but for limits where channels are pruned at all."""
     if importance.scope == "blocks":
         return {group.name: group.width for group in graph.groups}
-    return {group.name: widths[0] for group, widths in zip(graph.groups, choices_of(graph, multiple, rules), strict=True)}
+    return {
+        group.name: widths[0] for group, widths in zip(graph.groups, choices_of(graph, multiple, rules), strict=True)
+    }
 
 
 def _something(choice: Choice, graph: ChannelGraph) -> Choice:
