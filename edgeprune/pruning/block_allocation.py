@@ -79,7 +79,8 @@ def without(graph: ChannelGraph, removed: Sequence[str]) -> ChannelGraph:
     groups = []
     for group in _joined(graph.groups, [block for block in going if block.kind == "chain"]):
         members = tuple(member for member in group.members if not gone(member.name))
-        if {member.role for member in members} == {"out", "in"}:
+        roles = {member.role for member in members}
+        if "out" in roles and roles & {"in", "zero"}:  # made and read by what is left
             groups.append(dataclasses.replace(group, members=members))
     layers = tuple(layer for layer in graph.layers if not gone(layer.name))
     return dataclasses.replace(
