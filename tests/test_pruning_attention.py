@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from edgeprune.pruning.masked import without
 from edgeprune.pruning.plan import allocate, apply, layer_changes, make_plan
 from edgeprune.pruning.proof import prove, scrambled
 from edgeprune.pruning.surgery import cut, replica
-from edgeprune.types import Goal, Group, Member, ModelBundle
+from edgeprune.types import Architecture, Goal, Group, Member, ModelBundle
 
 
 def tokens(self: nn.Module, x: Tensor) -> Tensor:
@@ -111,6 +113,13 @@ class Block(nn.Module):
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
+
+
+class Cached(Block):
+    """A block with an attention that caches, built without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(Separate())
 
 
 class Whole(nn.Module):
@@ -358,3 +367,16 @@ def test_mean_over_channels_outside_of_a_norm_is_refused() -> None:
     graph = trace(toy(forward, patch=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 4)))
     assert not graph.groups
     assert "patch" in reasons(graph)
+
+
+def test_cache_does_not_keep_a_network_from_its_constructor(tmp_path: Path) -> None:
+    bundle = bundle_of(randomized(Cached()))
+    built = Architecture("constructor", "test_pruning_attention:Cached")
+    pruned = assert_pruned_right(dataclasses.replace(bundle, architecture=built))
+    edgeprune.save(pruned, tmp_path / "pruned.pt")
+    with zipfile.ZipFile(tmp_path / "pruned.pt") as file:
+        assert json.loads(file.read("edgeprune.json"))["form"] == "constructor"
+    again = edgeprune.load(tmp_path / "pruned.pt", ModelConfig(trust=("test_pruning_attention",)))
+    images = torch.rand(2, *SHAPE)
+    with torch.no_grad():
+        assert torch.equal(again.module(images), pruned.module(images))

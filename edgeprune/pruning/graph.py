@@ -71,9 +71,12 @@ def trace(
     ]
     proved = [group for group in wanted if group.name not in failed]
     odd = weights_that_cannot_be_cut(module)
-    more, others = more_groups(
-        module, bundle.input_shape, bench, proved, odd, lambda group: _refused(group, ignore), until=until
-    )
+    more: list[Group] = []
+    others: list[Refusal] = []
+    if _leaves_something(module, proved, refusals):
+        more, others = more_groups(
+            module, bundle.input_shape, bench, proved, odd, lambda group: _refused(group, ignore), until=until
+        )
     groups = (*proved, *more)
     refusals = _still_refused(refusals, others, more)
     return ChannelGraph(
@@ -136,6 +139,13 @@ def _candidate(
         covered[maker] |= channels
     layers = tuple(dict.fromkeys(touch.name or "" for touch in solid)) or (name,)
     return _Candidate(name, layers, group)
+
+
+def _leaves_something(module: nn.Module, groups: Sequence[Group], refusals: Sequence[Refusal]) -> bool:
+    """Does a layer remain whose channels are in no group, beside those that make the network's output?"""
+    made = {member.name for group in groups for member in group.members if member.role == "out"}
+    made |= {refusal.name for refusal in refusals if "the network's output" in refusal.reason}
+    return any(isinstance(layer, WEIGHTED) and name not in made for name, layer in module.named_modules())
 
 
 def _still_refused(refusals: Sequence[Refusal], others: Sequence[Refusal], more: Sequence[Group]) -> list[Refusal]:

@@ -92,12 +92,12 @@ def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals, blocks:
     """
     try:
         with torch.no_grad():
+            rest = cut(bench.network, groups, removals, share=True)  # first: it is what fails early
+            actual = (block_surgery.remove(rest, blocks, share=True) if blocks else rest)(bench.images)
             quiet = bench.network
             if blocks:
                 quiet = block_surgery.silence(quiet, blocks, share=True)
             expected = silence(quiet, groups, removals, share=True)(bench.images)
-            rest = cut(bench.network, groups, removals, share=True)
-            actual = (block_surgery.remove(rest, blocks, share=True) if blocks else rest)(bench.images)
     except PruningError as error:
         return f"the cut failed: {error.what}"
     except Exception as error:  # noqa: BLE001  # a network with wrong widths fails wherever its forward pass notices
