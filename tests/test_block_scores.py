@@ -17,6 +17,7 @@ from edgeprune import protocols
 from edgeprune.config import PruneConfig
 from edgeprune.errors import PruningError, UsageError
 from edgeprune.pruning import block_scores
+from edgeprune.pruning.aim import Timing, aim_among
 from edgeprune.pruning.allocation import by_macs
 from edgeprune.pruning.block_allocation import (
     BLOCK_PRICE,
@@ -179,6 +180,27 @@ def test_goal_that_blocks_cannot_meet_closely_is_said(graph: ChannelGraph) -> No
     assert "blocks go as a whole" in choose(graph, importance, Goal("macs_ratio", 0.85), 1).notes[0]
     few = dataclasses.replace(graph, blocks=graph.blocks[:1])
     assert "all removable blocks are gone" in choose(few, importance, Goal("macs_ratio", 0.3), 1).notes[0]
+
+
+def test_aiming_does_not_measure_the_same_blocks_twice(graph: ChannelGraph) -> None:
+    importance = Importance.of_blocks(graph, ranked(graph))
+    seen: list[tuple[str, ...]] = []
+
+    def clock(choice: Choice) -> Timing:
+        seen.append(choice.removed)
+        share = macs_after(graph, choice) / graph.macs
+        return Timing(1 / share, share)
+
+    goal = Goal("speedup", 1.6)
+    aimed = aim_among(
+        goal,
+        lambda ratio: by_budget(graph, importance, ratio, 1),
+        lambda choice: macs_after(graph, choice) / graph.macs,
+        clock,
+    )
+    assert len(set(seen)) == len(seen) <= len(graph.blocks)
+    assert len(aimed.widths.removed) == 2  # one block is too slow, two are faster than asked for
+    assert "the speed-up goal is exceeded" in aimed.notes[0]
 
 
 def test_cheap_blocks_win_against_channels_and_dear_ones_lose(graph: ChannelGraph) -> None:

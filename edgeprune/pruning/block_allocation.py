@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,11 +37,14 @@ BLOCK_PRICE = 2 * math.log(2)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What goes: blocks in the order of their removal, and the widths of the groups that are left."""
+    """What goes: blocks in the order of their removal, and the widths of the groups that are left.
+
+    `notes` say what of the goal it misses, and make no other choice of it.
+    """
 
     widths: Widths
     removed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
