@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgeprune import preflight
+from edgeprune.boundary import Surveyed
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.files import sha256_of, write_text, writing
@@ -41,6 +42,7 @@ class Found:
     accuracy: tuple[AccuracyComparison, ...] | Unmeasured
     latency: tuple[LatencyComparison, ...] | Unmeasured
     robustness: RobustnessComparison | Unmeasured
+    surveyed: Surveyed
 
 
 @contextmanager
@@ -103,6 +105,8 @@ def finish(run: Run, found: Found) -> Report:
         accuracy=found.accuracy,
         latency=found.latency,
         robustness=found.robustness,
+        thin_ice=found.surveyed.thin_ice,
+        curve=found.surveyed.curve,
         evidence_sha256=sha256_of(run.folder.path / EVIDENCE) if attacked else None,
         budgets=budget.stated(),
         verdict=None,

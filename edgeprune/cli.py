@@ -58,7 +58,7 @@ def _options(
 
 
 @app.command()
-@settings("run", "model", "data", "prune", "recover", "latency", "attack", "budget")
+@settings("run", "model", "data", "prune", "recover", "latency", "attack", "boundary", "budget")
 def compress(
     context: typer.Context,
     model: ModelFile,

@@ -48,6 +48,9 @@ steps = 40
 restarts = 2
 samples = 300                         # of the test images
 
+[boundary]
+curve = ["1/32", "1/8"]               # robust accuracy is checked at these epsilons, too
+
 [budget]
 speedup = "1.2x"
 accuracy_drop = "4 pt"

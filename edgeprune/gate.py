@@ -110,12 +110,13 @@ def exit_code(verdict: Verdict) -> ExitCode:
 
 
 def unsupported(budget: BudgetConfig, samples: int, attacked: int | None = None) -> tuple[str, ...]:
-    """Before a run: the tolerances that so many images cannot support, with how many they need.
+    """Before a run: the tolerances that so many images cannot support, or hardly, with how many they need.
 
     `samples` test images are classified, `attacked` of them (default: all) are attacked. A tolerance of 0 can
-    never be shown on samples, and says so.
+    never be shown on samples, and says so. Hardly: a file that lost nothing would pass less often than four times in
+    five if one image in twenty flips (2 points need 773 images).
     """
-    from edgeprune.robustness.statistics import samples_needed
+    from edgeprune.robustness.statistics import power_at, samples_needed
 
     limits = budget.limits()
     lines = []
@@ -124,7 +125,16 @@ def unsupported(budget: BudgetConfig, samples: int, attacked: int | None = None)
         ("robust_accuracy_drop", samples if attacked is None else attacked),
     ):
         limit = limits.get(name)
-        if limit is None or number <= 0 or least_bound(number, budget.confidence) <= limit:
+        if limit is None or number <= 0:
+            continue
+        if least_bound(number, budget.confidence) <= limit:
+            likely = samples_needed(limit, confidence=budget.confidence)
+            if number < likely:
+                power = power_at(number, limit, confidence=budget.confidence)
+                lines.append(
+                    f"{name} = {points(limit)}: {number:,} images are few: if one in twenty flips, a file that lost "
+                    f"nothing passes with a chance of about {power:.0%}; {likely:,} images make it 80%"
+                )
             continue
         line = f"{name} = {points(limit)}: {too_few(number, limit, budget.confidence)}"
         if least_samples(limit, budget.confidence) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeprune.assembly import Found, finish, open_run
+from edgeprune.boundary import survey
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.records import Report
@@ -26,7 +27,8 @@ def compress(model: Path, config: Config, *, command: str = "", console: Console
         accuracy = run.accuracy(exported)
         latency = run.latency(exported)
         robustness = run.attack(exported)
-        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness))
+        surveyed = survey(run, exported, robustness)
+        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness, surveyed))
 
 
 def run_folder(model: Path, config: Config) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from fractions import Fraction
 
 from edgeprune import protocols
 from edgeprune.config import Config
@@ -69,11 +70,13 @@ def check_model(bundle: ModelBundle, config: Config) -> None:
 def check_epsilon(bounds: tuple[float, float], config: Config) -> None:
     """Epsilon is smaller than the range of the pixels: an attack that may do anything says nothing."""
     low, high = bounds
-    if config.attack.epsilon >= high - low and config.attack.norm == "linf":
-        raise UsageError(
-            f"eps {config.attack.eps} allows every image: pixels go from {low:g} to {high:g}",
-            hint=f"eps is in pixel units: {config.attack.eps}/255?" if high - low == 1 else "set a smaller --eps",
-        )
+    for epsilon in (config.attack.eps, *config.boundary.curve):
+        if Fraction(epsilon) >= high - low and config.attack.norm == "linf":
+            flag = "--eps" if epsilon == config.attack.eps else "epsilon in --curve"
+            raise UsageError(
+                f"eps {epsilon} allows every image: pixels go from {low:g} to {high:g}",
+                hint=f"eps is in pixel units: {epsilon}/255?" if high - low == 1 else f"set a smaller {flag}",
+            )
 
 
 def doubt_epsilon(bundle: ModelBundle, config: Config) -> str:

@@ -6,6 +6,7 @@ Pure. A remedy is a suggestion made from the numbers of one report; the next run
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 from edgeprune.config import RecoverConfig, flag_of
 from edgeprune.findings import ON_DATA, Finding
@@ -13,6 +14,7 @@ from edgeprune.records import GateRow, Report, Unmeasured
 from edgeprune.reporting.numbers import percent, points, size
 
 _LEAST_ROOM = 0.05  # of the bound's distance: below this, hundreds of times the images would be needed
+_POWER = 0.8
 _MARGIN = 0.03  # aim this much beyond a limit, so that the interval clears it too
 
 
@@ -70,12 +72,19 @@ def _better_drop(row: GateRow, finding: Finding, report: Report) -> str:
     doubt, room = abs(row.bound - row.actual), abs(row.limit - row.actual)
     if room <= _LEAST_ROOM * doubt:
         return f"{better}; more images alone would not help, what was measured is as good as at the limit"
-    needed = math.ceil(finding.images * (doubt / room) ** 2)  # a bound's distance shrinks with the root of the images
+    # A bound's distance shrinks with the root of the images; at just so many it would hold in one run of two.
+    needed = math.ceil(finding.images * (doubt / room) ** 2 * _for_power(finding.confidence or 0.95))
     within = f"the measured {_word(row)} is within the limit, its bound is not"
-    images = f"judge on about {_rounded_up(needed):,} test images"
+    images = f"judge on about {_rounded_up(needed):,} test images, for a power of {_POWER:.0%}"
     if needed <= max((split.samples for split in report.data if split.role == "test"), default=0):
         return f"{within}: {images} ({flag} {_rounded_up(needed)}), or {better}"
     return f"{within}: {better}, or {images}"
+
+
+def _for_power(confidence: float) -> float:
+    """How many times the images that would bring the bound to the limit bring it there with the wanted power."""
+    quantiles = [NormalDist().inv_cdf(share) for share in (confidence, _POWER)]
+    return (sum(quantiles) / quantiles[0]) ** 2
 
 
 def _steadier(finding: Finding, report: Report) -> str:

@@ -187,11 +187,10 @@ class Run:
         )
 
     def attack(self, exported: Exported) -> RobustnessComparison | Unmeasured:
-        """Attack both files in the first runtime, each a stage of its own; write evidence.npz."""
+        """Attack both files in the first runtime, each a stage of its own."""
         if self.test is None:
             return _NO_TEST
         from edgeprune.robustness import evaluate
-        from edgeprune.robustness.evidence import write_evidence
 
         wanted = self.config.attack
         subset = evaluate.attack_subset(self.test, wanted.samples, self._seed, without=wanted.target)
@@ -199,20 +198,20 @@ class Run:
         outcomes = []
         for side in STEMS:
             path = self.folder.path / STAGES / f"attack-{side}.npz"
-            inputs = {
-                **exported.digests(),
-                **self._served,
-                "threat": threat.model_dump(),
-                "gradients": "twin 2",
-                "device": self.config.run.device,
-            }
+            inputs = {**self.attack_inputs(exported), "threat": threat.model_dump()}
             work = partial(self._attack, exported, side, subset, threat, path)
             self.folder.stage(f"attack-{side}", AttackedFile, inputs, work)
             outcomes.append(evaluate.FileOutcome.load(path))
         info = self._open(exported, "compressed", self.config.latency.runtimes[0]).info
-        comparison = evaluate.compare(outcomes[0], outcomes[1], threat, info, self.config.budget.confidence)
-        write_evidence(self.folder.path / EVIDENCE, dict(zip(STEMS, outcomes, strict=True)), threat)
-        return comparison
+        return evaluate.compare(outcomes[0], outcomes[1], threat, info, self.config.budget.confidence)
+
+    def attack_inputs(self, exported: Exported) -> dict[str, Any]:
+        """What every attack on the files depends on, beside its threat model."""
+        return {**exported.digests(), **self._served, "gradients": "twin 2", "device": self.config.run.device}
+
+    def gradients(self, exported: Exported, side: Side, split: Split) -> Gradients:
+        """How the file that is attacked is judged and differentiated."""
+        return self._gradients(exported, side, self.config.latency.runtimes[0], split)
 
     @cached_property
     def graph(self) -> ChannelGraph:

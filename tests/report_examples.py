@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ice_examples import example_curve, example_ice
+
 from edgeprune.records import (
     AccuracyComparison,
     Artifact,
@@ -88,6 +90,8 @@ def example_report(**changes: Any) -> Report:
         "accuracy": (example_accuracy(), example_accuracy(OPENVINO)),
         "latency": (example_latency(), example_latency(OPENVINO)),
         "robustness": example_robustness(),
+        "thin_ice": example_ice(ORT, DENSE_ONNX, ONNX),
+        "curve": example_curve(ORT, DENSE_ONNX, ONNX),
         "evidence_sha256": digest("f"),
         "budgets": {"accuracy_drop": 0.02, "robust_accuracy_drop": 0.02, "speedup": 1.5, "confidence": 0.95},
         "verdict": None,
@@ -102,6 +106,8 @@ def unmeasured_report(**changes: Any) -> Report:
         "data": (),
         "accuracy": reason,
         "robustness": reason,
+        "thin_ice": reason,
+        "curve": reason,
         "recovery": Unmeasured(unmeasured="no training data was given: nothing was recovered"),
         "evidence_sha256": None,
         "warnings": ("accuracy and robustness were not measured: no test data was given",),

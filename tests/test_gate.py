@@ -104,10 +104,11 @@ def test_a_failing_row_names_the_flag_and_a_value(metric: str, suggested: str) -
 
 
 def test_a_drop_within_the_limit_asks_for_images_when_there_are_enough() -> None:
-    """Point 0.8 pt, bound 1.35 pt, limit 1.3 pt: (0.554 / 0.5)^2 * 3000 = 3682, more than the 3,000 there are."""
+    """Point 0.8 pt, bound 1.35 pt, limit 1.3 pt: (0.554 / 0.5)^2 * 3000 = 3682, and 2.286 times that for a power of
+    80 % instead of one half: more than the 3,000 there are."""
     row = only_row(example_report(), accuracy_drop="1.3 pt")
-    assert "3,700 test images" in row.remedy
-    few = example_report(accuracy=(example_accuracy(drop=example_drop(3, 1, 500, upper=0.0139)),))
+    assert "8,500 test images, for a power of 80% at the measured drop" in row.remedy
+    few = example_report(accuracy=(example_accuracy(drop=example_drop(3, 1, 500, upper=0.0120)),))
     assert "--samples" in only_row(few, accuracy_drop="1 pt").remedy
 
 
@@ -370,12 +371,19 @@ def test_the_least_number_of_images_is_just_enough() -> None:
 
 def test_tolerances_that_the_samples_cannot_support_are_named_before_a_run() -> None:
     budget = budgets(accuracy_drop="1 pt", robust_accuracy_drop="2 pt")
-    assert unsupported(budget, 3000, 1000) == ()
-    (line,) = unsupported(budget, 3000, 100)
+    assert unsupported(budget, 3100, 1000) == ()
+    (line,) = unsupported(budget, 3100, 100)
     assert line.startswith("robust_accuracy_drop = 2.0 pt: 100 images are too few")
     assert "it takes at least 149 even if no image flips" in line
     assert len(unsupported(budget, 100)) == 2
     assert unsupported(BudgetConfig(), 1) == ()
+
+
+def test_tolerances_that_the_samples_hardly_support_are_named_with_the_power() -> None:
+    (line,) = unsupported(budgets(robust_accuracy_drop="2 pt"), 3000, 300)
+    assert line.startswith("robust_accuracy_drop = 2.0 pt: 300 images are few")
+    assert "passes with a chance of about 46%; 773 images make it 80%" in line
+    assert unsupported(budgets(robust_accuracy_drop="2 pt"), 3000, 773) == ()
 
 
 def test_judging_imports_neither_torch_nor_scipy() -> None:

@@ -52,7 +52,7 @@ BUDGET = BudgetConfig.model_validate(
     }
 )
 SECTIONS = [
-    *("verdict", "changes", "picture", "flips", "removed", "left-alone", "attack", "parity"),
+    *("verdict", "changes", "picture", "curve", "thin-ice", "flips", "removed", "left-alone", "attack", "parity"),
     *("provenance", "reproduce"),
 ]
 
@@ -64,7 +64,12 @@ def with_verdict(report: Report) -> Report:
 def bare_report() -> Report:
     """Nothing was measured, nothing removed in detail, nothing judged."""
     reason = Unmeasured(unmeasured="the runtime is missing")
-    return unmeasured_report(layers=(), parity=(), artifacts=(), latency=reason, accuracy=reason, robustness=reason)
+    return unmeasured_report(
+        layers=(),
+        parity=(),
+        artifacts=(),
+        **dict.fromkeys(("latency", "accuracy", "robustness", "thin_ice", "curve"), reason),
+    )
 
 
 EVERY = {
@@ -79,7 +84,7 @@ EVERY = {
 class Page(HTMLParser):
     """Tags, attributes and visible text of a page; complains of tags that are not closed in order."""
 
-    VOID = frozenset({"meta", "link", "input", "br", "rect", "line", "circle"})
+    VOID = frozenset({"img", "meta", "link", "input", "br", "rect", "line", "circle"})
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -278,12 +283,12 @@ def test_html_has_every_section_in_order_and_closes_its_tags(name: str) -> None:
 def test_html_fetches_nothing_and_runs_nothing(name: str) -> None:
     source = html(EVERY[name])
     page = Page(source)
-    assert not [tag for tag, _ in page.tags if tag in {"script", "iframe", "object", "embed", "img", "form", "base"}]
+    assert not [tag for tag, _ in page.tags if tag in {"script", "iframe", "object", "embed", "form", "base"}]
     for tag, attributes in page.tags:
         assert not [key for key in attributes if key.startswith("on")], tag
         for key in ("src", "href", "xlink:href", "action", "data"):
             target = attributes.get(key)
-            assert target is None or target.startswith("#") or target == "data:,"
+            assert target is None or target.startswith(("#", "data:image/png;base64,")) or target == "data:,"
     assert "url(" not in source
     assert "@import" not in source
     assert "default-src 'none'" in source
@@ -293,7 +298,7 @@ def test_hostile_names_are_shown_and_never_run() -> None:
     source = html(EVERY["hostile"])
     page = Page(source)
     assert "<script" not in source
-    assert "<img" not in source
+    assert "<img src=x" not in source
     assert stdlib_html.escape(HOSTILE, quote=False).replace(">", "&gt;")[1:20] in source
     assert page.text.count("<script>alert(1)</script>") > 10
 

@@ -8,7 +8,9 @@ from scipy import optimize, stats
 
 from edgeprune.errors import DataError
 from edgeprune.robustness.statistics import (
+    holm,
     paired_drop,
+    power_at,
     proportion,
     samples_needed,
     score_bound,
@@ -164,3 +166,31 @@ def test_images_needed_are_at_least_what_perfect_agreement_needs():
 def test_a_tolerance_of_nothing_cannot_be_planned_for():
     with pytest.raises(ValueError, match="tolerance"):
         samples_needed(0.0)
+
+
+def test_two_points_of_tolerance_need_773_images():
+    assert samples_needed(0.02, discordant_rate=0.05, confidence=0.95, power=0.8) == 773
+
+
+def test_power_is_the_other_side_of_the_sample_size():
+    assert power_at(773, 0.02) == pytest.approx(0.8, abs=1e-3)
+    assert power_at(300, 0.02) == pytest.approx(stats.norm.cdf(0.02 * (300 / 0.05) ** 0.5 - stats.norm.ppf(0.95)))
+    assert power_at(100, 0.02) < power_at(300, 0.02) < power_at(3000, 0.02)
+    with pytest.raises(ValueError, match="tolerance of 0"):
+        power_at(10, 0)
+
+
+def test_the_exact_bound_has_about_the_power_that_was_promised():
+    draws = np.random.default_rng(0).multinomial(773, [0.025, 0.025, 0.95], size=60)
+    passed = [upper_bound(int(dense), int(compressed), 773) <= 0.02 for dense, compressed, _ in draws]
+    assert 0.65 <= np.mean(passed) <= 0.92
+
+
+def test_holm_agrees_with_the_worked_example_of_the_method():
+    assert holm((0.01, 0.04, 0.03, 0.005)) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+
+
+def test_holm_of_one_test_is_the_test_and_never_exceeds_one():
+    assert holm((0.3,)) == (0.3,)
+    assert holm(()) == ()
+    assert holm((0.9, 0.8)) == (1.0, 1.0)

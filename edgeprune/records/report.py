@@ -6,10 +6,13 @@ from typing import Literal
 
 from edgeprune.records.artifacts import AccuracyComparison, Artifact, Parity
 from edgeprune.records.base import SCHEMA_VERSION, Record, Sha256, Side, Unmeasured
+from edgeprune.records.boundary import SecurityCurve, ThinIce
 from edgeprune.records.latency import LatencyComparison
 from edgeprune.records.plan import PrunePlan
 from edgeprune.records.robustness import RobustnessComparison
 from edgeprune.records.verdict import Verdict
+
+_NOT_YET = Unmeasured(unmeasured="the version that wrote this report did not measure it")
 
 
 class Environment(Record):
@@ -118,6 +121,8 @@ class Report(Record):
     accuracy: tuple[AccuracyComparison, ...] | Unmeasured
     latency: tuple[LatencyComparison, ...] | Unmeasured
     robustness: RobustnessComparison | Unmeasured
+    thin_ice: ThinIce | Unmeasured = _NOT_YET
+    curve: SecurityCurve | Unmeasured = _NOT_YET
     evidence_sha256: Sha256 | None
     budgets: dict[str, float | str | bool]
     verdict: Verdict | None

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from edgeprune.records import Artifact, Report, Unmeasured
-from edgeprune.reporting import figures, numbers, view
+from edgeprune.reporting import curve, figures, ice, numbers, view
 from edgeprune.robustness.suites import effort
 
 
@@ -37,12 +37,29 @@ def html(report: Report) -> str:
             tradeoff=figures.tradeoff(report),
             canvas=(figures.WIDTH, figures.HEIGHT),
             strips=figures.strips(report),
+            wide_canvas=(curve.WIDTH, curve.HEIGHT),
+            curve_plot=curve.curve_plot(report),
+            decile_plot=curve.decile_plot(report),
+            **_boundary(report),
             layers=tuple(zip(report.layers, figures.layer_bars(report), strict=True)),
             gate_command=_gate_command(report),
             files=tuple((artifact, _files(artifact)) for artifact in report.artifacts),
             names={artifact.sha256: artifact.path for artifact in report.artifacts},
         )
     )
+
+
+def _boundary(report: Report) -> dict[str, object]:
+    """The words of the security curve and of thin ice, where they were measured."""
+    found: dict[str, object] = {}
+    if not isinstance(report.curve, Unmeasured):
+        found["checked"], found["beyond"] = ice.checked(report.curve), ice.beyond(report)
+    if not isinstance(report.thin_ice, Unmeasured):
+        thin = report.thin_ice
+        found["ice_lead"], found["ice_net"], found["ice_how"] = ice.lead(thin), ice.net(thin), ice.how(thin)
+        found["ice_ranks"], found["tenths"] = ice.ranks(thin), ice.tenths(thin)
+        found["galleries"] = ice.galleries(thin, report.model.classes)
+    return found
 
 
 def tiles(report: Report) -> tuple[tuple[str, str, tuple[str, ...]], ...]:

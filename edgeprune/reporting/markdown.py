@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from edgeprune.records import RefusalRecord, Report, Unmeasured, Verdict
+from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.view import (
     Change,
@@ -37,6 +38,8 @@ def markdown(report: Report) -> str:
         _gate(report.verdict),
         _changes(report),
         _warnings(report),
+        _folded("Security curve", _curve(report)),
+        _folded("Thin ice", _thin_ice(report)),
         _folded("Flips, image by image", _flips(report)),
         _folded(f"Pruned in {len(report.steps) + 1} steps", _steps(report)),
         _folded(f"Blocks removed ({len(report.plan.removed_blocks)})", _removed(report)),
@@ -123,6 +126,56 @@ def _flips(report: Report) -> str:
         for row in rows
     )
     return "\n".join(lines)
+
+
+def _curve(report: Report) -> str:
+    if isinstance(report.curve, Unmeasured):
+        return "" if isinstance(report.robustness, Unmeasured) else f"Unmeasured: {text(report.curve.unmeasured)}."
+    lines = [
+        f"Robust accuracy over epsilon ({report.curve.search.norm}), an upper bound, on "
+        f"{report.curve.search.samples:,} images: what the distances and the attack left standing.",
+        "",
+        "| epsilon | dense | compressed | change | |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in ice.checked(report.curve):
+        said = "; ".join(part for part in (row.test, row.remark, *(text(line) for line in row.doubts)) if part)
+        change = f"{_figure(row.dense)} | {_figure(row.compressed)} | {_figure(row.change)}"
+        lines.append(f"| {row.epsilon} | {change} | {said} |")
+    more = ice.beyond(report)
+    return "\n".join([*lines, *(["", more] if more else [])])
+
+
+def _thin_ice(report: Report) -> str:
+    thin = report.thin_ice
+    if isinstance(thin, Unmeasured):
+        return "" if isinstance(report.robustness, Unmeasured) else f"Unmeasured: {text(thin.unmeasured)}."
+    doubt = [] if thin.conclusive else [f"The attack at {thin.epsilon} is inconclusive: do not rely on it there.", ""]
+    lines = [
+        *(ice.lead(thin), "", ice.net(thin), "", *doubt),
+        *("| flip | images | flipped | AUROC | |", "| --- | ---: | ---: | ---: | --- |"),
+        *(
+            f"| {row.label}<br><sub>{row.detail}</sub> | {row.images:,} | {row.flipped:,} | {_figure(row.auroc)} "
+            f"| {row.test} |"
+            for row in ice.ranks(thin)
+        ),
+    ]
+    if tenths := ice.tenths(thin):
+        lines += [
+            *("", f"| tenth, by distance | lost | lost at {thin.epsilon} |", "| --- | ---: | ---: |"),
+            *(f"| {row.span} | {_figure(row.lost)} | {_figure(row.lost_at_epsilon)} |" for row in tenths),
+        ]
+    at_risk = [
+        f"- {gallery.title}: {', '.join(_at_risk(one) for one in gallery.images)}"
+        for gallery in ice.galleries(thin, report.model.classes)
+    ]
+    return "\n".join(
+        [*lines, "", "At risk, by sample id (true class, distance):", "", *at_risk, "", text(ice.how(thin))]
+    )
+
+
+def _at_risk(one: ice.Risk) -> str:
+    return f"{one.id} ({code(one.label)}, {one.distance})"
 
 
 def _steps(report: Report) -> str:

@@ -81,6 +81,11 @@ def quantity(value: float, unit: str, digits: int = 3) -> str:
     return _UNITS[unit](value, digits)
 
 
+def p_value(value: float) -> str:
+    """A p-value: "p = 0.018", "p < 0.0001"."""
+    return f"p = {value:.2g}" if value >= 1e-4 else "p < 0.0001"
+
+
 def short(sha256: str) -> str:
     """The first twelve digits of a digest, which is what people compare."""
     return sha256[:12]

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune.records import Report, Verdict
+from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.view import Change, Figure, changes, headline, judged, remedies
 
@@ -24,6 +25,8 @@ def print_summary(report: Report, console: Console) -> None:
         _add(table, row)
     console.print(Text.assemble((plain(report.model.name), "bold"), f" for {plain(report.target.name)}"))
     console.print(table)
+    for name, line in ice.summary(report):
+        _print_hanging(f"{name}: ", line, console)
     for line in report.warnings:
         _print_hanging("note: ", line, console)
 

@@ -300,7 +300,7 @@ def _accuracy(measured: tuple[AccuracyComparison, ...] | Unmeasured) -> tuple[Ch
             f"{item.runtime.name}, n = {item.dense.total:,}",
             proportion(item.dense),
             proportion(item.compressed),
-            _drop(item.drop),
+            drop(item.drop),
         )
         for item in measured
     )
@@ -311,17 +311,18 @@ def _robust(measured: RobustnessComparison | Unmeasured) -> Change:
         return Change("Robust accuracy", "", missing=measured.unmeasured)
     model = measured.threat
     detail = f"{model.attack} {model.norm} {model.epsilon}, n = {measured.drop.total:,}"
-    drop = _drop(measured.drop)
+    change = drop(measured.drop)
     if not measured.conclusive:
-        drop = Figure("inconclusive", f"{drop.text}; see the attack's health")
+        change = Figure("inconclusive", f"{change.text}; see the attack's health")
     return Change(
-        "Robust accuracy", detail, proportion(measured.dense.robust), proportion(measured.compressed.robust), drop
+        "Robust accuracy", detail, proportion(measured.dense.robust), proportion(measured.compressed.robust), change
     )
 
 
-def _drop(drop: PairedDrop) -> Figure:
-    bound = f"≤ {n.points(drop.upper)} lost ({100 * drop.confidence:g} %)"
-    return Figure(n.signed(n.points(-drop.value)), bound)
+def drop(paired: PairedDrop) -> Figure:
+    """A paired drop as a change, with the most that may be lost."""
+    bound = f"≤ {n.points(paired.upper)} lost ({100 * paired.confidence:g} %)"
+    return Figure(n.signed(n.points(-paired.value)), bound)
 
 
 def _sizes(report: Report) -> tuple[Change, ...]:
@@ -369,6 +370,5 @@ def _flips(label: str, detail: str, dense: Proportion, drop: PairedDrop) -> Flip
     both_right = dense.count - drop.dense_only
     both_wrong = drop.total - dense.count - drop.compressed_only
     differs = "differ" if drop.p_value < 0.05 else "no significant difference"
-    test = f"McNemar's exact test: {differs}, p = {drop.p_value:.2g}" if drop.p_value >= 1e-4 else ""
-    test = test or f"McNemar's exact test: {differs}, p < 0.0001"
+    test = f"McNemar's exact test: {differs}, {n.p_value(drop.p_value)}"
     return Flips(label, detail, drop.total, both_right, drop.dense_only, drop.compressed_only, both_wrong, test)

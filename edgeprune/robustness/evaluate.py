@@ -41,6 +41,7 @@ __all__ = [
     "attack_file",
     "attack_subset",
     "compare",
+    "on_device",
     "part_of",
     "predict",
     "threat_model",
@@ -151,7 +152,7 @@ def attack_file(
     labels, clean = split.labels(), predict(session, split)
     right = np.flatnonzero(clean == labels)
     course = Course(threat.seconds, journal, _key(sha256, threat, gradient_source))
-    stage = Stage(session, None if module is None else _on(module, device), threat, course)
+    stage = Stage(session, None if module is None else on_device(module, device), threat, course)
     given = (images, labels, clean)
     if threat.target is not None:  # from here on class 1 is the target, class 0 all others
         stage, none = stage.towards(threat.target), np.zeros(len(right), np.int64)
@@ -229,7 +230,7 @@ def _at(record: AttackedFile, confidence: float) -> AttackedFile:
     return record.model_copy(update=again)
 
 
-def _on(module: nn.Module, device: str) -> nn.Module:
+def on_device(module: nn.Module, device: str) -> nn.Module:
     """The module on `device`: itself where it is there already, else a copy; the caller's stays where it is."""
     import torch
 

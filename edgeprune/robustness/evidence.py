@@ -10,7 +10,9 @@ order of their ids:
   bool (N,), right on the clean image and verified wrong on its adversarial; `NAME_rounded`: fell, and still wrong after
   rounding to 8 bits; `NAME_adversarials`: float32 (N, C, H, W) pixels, the clean image where none was found.
 
-Further arrays may stand beside these.
+Further arrays may stand beside these. A run writes the distances that it searched: `distance_ids`, int64 (D,), and in
+their order of each file `NAME_distance_clean`, int64 (D,), its classes of the clean images, and `NAME_distances`,
+float64 (D,), to its decision boundary (inf: nothing found, NaN: not searched).
 """
 
 from __future__ import annotations

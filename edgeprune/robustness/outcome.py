@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,10 @@ class FileOutcome:
     def robust_right(self) -> Bools:
         """Right on the clean image and standing under attack, bool (N,)."""
         return self.clean_right & ~self.fell
+
+    def at(self, rows: Ints) -> FileOutcome:
+        """The outcome of some of the images; the record and the health stay those of all."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _ARRAYS})
 
     def save(self, path: Path) -> None:
         """Write everything to an .npz, whole or not at all; OutputError when it cannot be written."""

@@ -9,6 +9,7 @@ Refusal: no image, no statement. An interval over nothing is an error, not [0, 1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,31 @@ def samples_needed(
     approximate = math.ceil(quantiles**2 * discordant_rate / tolerance**2)
     agreeing = math.ceil(math.log((1 - _NUISANCE_LEVEL) * (1 - confidence)) / math.log1p(-tolerance))
     return max(approximate, agreeing)
+
+
+def power_at(total: int, tolerance: float, discordant_rate: float = 0.05, confidence: float = 0.95) -> float:
+    """The chance that `total` images show a drop below `tolerance` when there is none: the other way to ask
+    `samples_needed`, by the same approximation. ValueError when the tolerance is not inside (0, 1).
+    """
+    _require_images(total)
+    if not 0 < tolerance < 1:
+        raise ValueError(f"a tolerance of {tolerance}")
+    return float(stats.norm.cdf(tolerance * math.sqrt(total / discordant_rate) - stats.norm.ppf(confidence)))
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """The p-values of several tests, adjusted so that the chance of any false finding stays at the level that they are
+    compared with, in their order.
+
+    S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979): the
+    smallest times their number, the next times one less, never falling, at most 1. No assumption about dependence,
+    which several epsilons on the same images have.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
+        largest = max(largest, min((len(p_values) - rank) * p_values[index], 1.0))
+        adjusted[index] = largest
+    return tuple(adjusted)
 
 
 # ------------------------------------------------------------------------------- the bound on the difference
