@@ -107,7 +107,7 @@ def test_a_drop_within_the_limit_asks_for_images_when_there_are_enough() -> None
     """Point 0.8 pt, bound 1.35 pt, limit 1.3 pt: (0.554 / 0.5)^2 * 3000 = 3682, and 2.286 times that for a power of
     80 % instead of one half: more than the 3,000 there are."""
     row = only_row(example_report(), accuracy_drop="1.3 pt")
-    assert "8,500 test images, for a power of 80% at the measured drop" in row.remedy
+    assert "8,500 test images, for a power of 80%" in row.remedy
     few = example_report(accuracy=(example_accuracy(drop=example_drop(3, 1, 500, upper=0.0120)),))
     assert "--samples" in only_row(few, accuracy_drop="1 pt").remedy
 
