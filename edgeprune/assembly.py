@@ -14,6 +14,7 @@ from edgeprune.boundary import Surveyed
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.files import sha256_of, write_text, writing
+from edgeprune.latency.attaching import attached
 from edgeprune.latency.profiles import load_profile
 from edgeprune.records import (
     AccuracyComparison,
@@ -26,6 +27,7 @@ from edgeprune.records import (
 )
 from edgeprune.runfolder import RunFolder
 from edgeprune.steps import EVIDENCE, Exported, Planned, Recovered, Run
+from edgeprune.there import OnDevice
 from edgeprune.types import ModelBundle, Split
 
 REPORT, ATTESTATION = "report.json", "attestation.json"
@@ -43,6 +45,7 @@ class Found:
     latency: tuple[LatencyComparison, ...] | Unmeasured
     robustness: RobustnessComparison | Unmeasured
     surveyed: Surveyed
+    there: tuple[OnDevice, ...] = ()
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def open_run(model: Path, config: Config, out: Path, console: Console, command: 
         warnings = _doubts(bundle, train, test, config)
     for warning in warnings:
         console.warn(warning)
-    with RunFolder.opened(out, console.say) as folder:
+    with attached(profile, config.remote) as device, RunFolder.opened(out, console.say) as folder:
         _remove_report(folder.path)
         yield Run(
             bundle=bundle,
@@ -77,6 +80,7 @@ def open_run(model: Path, config: Config, out: Path, console: Console, command: 
             console=console,
             command=command,
             warnings=warnings,
+            device=device,
         )
 
 
@@ -101,8 +105,8 @@ def finish(run: Run, found: Found) -> Report:
         steps=found.planned.steps,
         recovery=found.recovered.info,
         artifacts=found.exported.artifacts,
-        parity=found.exported.parity,
-        accuracy=found.accuracy,
+        parity=(*found.exported.parity, *(item for there in found.there for item in there.parity)),
+        accuracy=_everywhere(found),
         latency=found.latency,
         robustness=found.robustness,
         thin_ice=found.surveyed.thin_ice,
@@ -127,6 +131,13 @@ def _attest(report: Report, run: Run) -> None:
     configured = hashlib.sha256(run.config.model_dump_json().encode()).hexdigest()
     statement = attest(report, sha256_of(run.folder.path / REPORT), run.config.budget, configured)
     write_text(run.folder.path / ATTESTATION, statement.to_json())
+
+
+def _everywhere(found: Found) -> tuple[AccuracyComparison, ...] | Unmeasured:
+    """Accuracy on this machine, then on the device."""
+    if isinstance(found.accuracy, Unmeasured):
+        return found.accuracy
+    return (*found.accuracy, *(there.accuracy for there in found.there if there.accuracy is not None))
 
 
 def _open_data(bundle: ModelBundle, config: Config) -> tuple[Split | None, Split | None]:

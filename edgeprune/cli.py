@@ -58,7 +58,7 @@ def _options(
 
 
 @app.command()
-@settings("run", "model", "data", "prune", "recover", "latency", "attack", "boundary", "budget")
+@settings("run", "model", "data", "prune", "recover", "latency", "remote", "attack", "boundary", "budget")
 def compress(
     context: typer.Context,
     model: ModelFile,
@@ -153,7 +153,7 @@ def inspect(model: ModelFile, config: ConfigFile = None, as_json: Json = False, 
 
 
 @app.command()
-@settings("run", "model", "data", "latency")
+@settings("run", "model", "data", "latency", "remote")
 def measure(
     file: ExportedFile,
     against: Annotated[Path | None, typer.Option("--against", help="Time it against this file, interleaved.")] = None,

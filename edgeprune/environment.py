@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgeprune import __version__, protocols
-from edgeprune.latency import timing
+from edgeprune.latency import machine, timing
 from edgeprune.latency.precision import RuntimePrecision, observe
 from edgeprune.records import Environment, Record
 
@@ -35,14 +35,6 @@ PACKAGES = (
     "safetensors",
     "scikit-learn",
 )
-FEATURES = (
-    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("amx_tile", "amx_bf16", "amx_int8"),
-    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
-)
-"""Processor flags (x86 and Arm names, as Linux spells them) that decide which kernels a runtime takes."""
-
-
 NOISE_SAMPLES = 200  # of about a millisecond each
 NOISE_LIMIT, LOAD_LIMIT, STEAL_LIMIT = 0.1, 0.5, 0.01
 
@@ -85,14 +77,14 @@ class DoctorReport(Record):
 
 def environment() -> Environment:
     """Versions, processor and its features. Where the system does not say, fields are empty rather than guessed."""
-    model, flags = _cpuinfo()
+    flags = machine.cpuinfo()[1]
     return Environment(
         edgeprune=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=model or platform.processor() or platform.machine(),
+        cpu=machine.processor(),
         cores=os.cpu_count() or 1,
-        cpu_features=tuple(feature for feature in FEATURES if feature in flags),
+        cpu_features=tuple(feature for feature in machine.FEATURES if feature in flags),
         packages=packages(),
     )
 
@@ -123,7 +115,7 @@ def doctor(threads: int = 1) -> DoctorReport:
         missing=tuple(name for name in PACKAGES if name not in found.packages),
         usable_cores=usable_cores(),
         cpu_quota=cpu_quota(),
-        governor=_governor(),
+        governor=machine.governor(),
         threads=threads,
         torch_threads=_torch_threads(),
         runtimes=runtimes,
@@ -240,20 +232,6 @@ def cpu_quota() -> float | None:
         return None
 
 
-def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]]:
-    """Model name and flags of the first processor; empty where there is no such file (not Linux)."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "", frozenset()
-    fields: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    model = fields.get("model name") or fields.get("Model") or fields.get("Hardware") or ""
-    return model, frozenset((fields.get("flags") or fields.get("Features") or "").split())
-
-
 def _steal(path: Path = Path("/proc/stat")) -> tuple[int, int] | None:
     """(stolen, all) clock ticks since boot; None where the system does not count them."""
     try:
@@ -261,13 +239,6 @@ def _steal(path: Path = Path("/proc/stat")) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return (ticks[7], sum(ticks[:8])) if len(ticks) >= 8 else None
-
-
-def _governor() -> str | None:
-    try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 def _torch_threads() -> int | None:

@@ -73,6 +73,10 @@ class RuntimeMissingError(EdgepruneError):
     """A runtime, or another optional package, is not installed."""
 
 
+class DeviceError(EdgepruneError):
+    """A device cannot be reached, lacks what a measurement needs, or was lost on the way."""
+
+
 class MeasurementError(EdgepruneError):
     """A measurement broke off before it had a result."""
 

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from edgeprune.budgets import AT_LEAST
 from edgeprune.records import (
+    AccuracyComparison,
     Artifact,
     Interval,
     LatencyComparison,
@@ -120,14 +121,46 @@ def _accuracy(case: Case, limit: float) -> Iterable[Finding]:
     found = _about(case, case.report.accuracy, lambda item: item.compressed_sha256)
     if isinstance(found, Finding):
         return (found,)
-    return tuple(_drop(case, item.drop, item.runtime.name, limit) for item in found)
+    return tuple(_also_there(case, item, _drop(case, item.drop, _where(item), limit)) for item in _judged(case, found))
+
+
+def _judged(case: Case, found: tuple[AccuracyComparison, ...]) -> tuple[AccuracyComparison, ...]:
+    """Without those on a device that gave the labels of this machine on all its sample: all test data say more."""
+    return tuple(item for item in found if not (item.target and _agrees(case, item)))
+
+
+def _agrees(case: Case, item: AccuracyComparison) -> bool:
+    """The device gave this machine's labels for both files."""
+    there = {
+        parity.sha256: parity.same_labels
+        for parity in case.report.parity
+        if (parity.target, parity.runtime.name) == (item.target, item.runtime.name)
+    }
+    return all(there.get(sha256, False) for sha256 in (item.dense_sha256, item.compressed_sha256))
+
+
+def _also_there(case: Case, item: AccuracyComparison, finding: Finding) -> Finding:
+    """The finding, and where a device gave the same labels."""
+    if isinstance(case.report.accuracy, Unmeasured) or item.target or not finding.basis:
+        return finding
+    agreed = (
+        f"{other.target} gives the same labels ({other.dense.total:,} images)"
+        for other in case.report.accuracy
+        if other.target and other.runtime.name == item.runtime.name and _agrees(case, other)
+    )
+    return replace(finding, basis="; ".join((finding.basis, *agreed)))
+
+
+def _where(item: AccuracyComparison) -> str:
+    return f"{item.runtime.name} on {item.target}" if item.target else item.runtime.name
 
 
 def _accuracy_floor(case: Case, limit: float) -> Iterable[Finding]:
     found = _about(case, case.report.accuracy, lambda item: item.compressed_sha256)
     if isinstance(found, Finding):
         return (found,)
-    return tuple(_floor(case, item.compressed, item.runtime.name, limit) for item in found)
+    floors = ((item, _floor(case, item.compressed, _where(item), limit)) for item in _judged(case, found))
+    return tuple(_also_there(case, item, finding) for item, finding in floors)
 
 
 def _robust_floor(case: Case, limit: float) -> Iterable[Finding]:
@@ -148,7 +181,7 @@ def _floor(case: Case, share: Proportion, subject: str, limit: float) -> Finding
         confidence = case.confidence
         bound = proportion(share.count, share.total, 2 * confidence - 1).interval.low
     basis = f"{share.count:,} of {share.total:,} images"
-    places = case.served_by(subject.partition(",")[0])
+    places = case.served_by(subject.partition(",")[0].partition(" on ")[0])
     finding = Finding(subject, share.value, bound, confidence, basis=basis, images=share.total, places=places)
     best = 1 - least_bound(share.total, confidence)
     if bound < limit <= share.value and best < limit:
@@ -196,7 +229,7 @@ def _drop(case: Case, drop: PairedDrop, subject: str, limit: float) -> Finding:
         return Finding(subject, missing=f"the report's counts make no sense: {counts}")
     basis = f"{drop.total:,} paired images: {drop.dense_only:,} lost, {drop.compressed_only:,} won"
     bound = _upper(drop, case.confidence)
-    places = case.served_by(subject.partition(",")[0])
+    places = case.served_by(subject.partition(",")[0].partition(" on ")[0])
     finding = Finding(subject, drop.value, bound, case.confidence, basis=basis, images=drop.total, places=places)
     if bound > limit >= drop.value and least_bound(drop.total, case.confidence) > limit:
         return replace(finding, doubt=too_few(drop.total, limit, case.confidence), cause="images")

@@ -25,10 +25,11 @@ def compress(model: Path, config: Config, *, command: str = "", console: Console
         recovered = run.recover(planned)
         exported = run.export(recovered)
         accuracy = run.accuracy(exported)
+        there = run.there(exported)
         latency = run.latency(exported)
         robustness = run.attack(exported)
         surveyed = survey(run, exported, robustness)
-        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness, surveyed))
+        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness, surveyed, there))
 
 
 def run_folder(model: Path, config: Config) -> Path:

@@ -116,6 +116,7 @@ class Range:
     inputs: Literal["real", "random"]
     settings: LatencyConfig
     seed: int
+    device: protocols.Device | None = None
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[ModelBundle], Timing]]:
@@ -128,7 +129,8 @@ class Range:
 
             def time(bundle: ModelBundle) -> Timing:
                 other = dense if bundle is self.dense else self._file(bundle, "compressed", Path(name))
-                ratio = quick_ratio(dense, other, self.settings.runtimes[0], self.images, self.settings, self.seed)
+                runtime, images = self.settings.runtimes[0], self.images
+                ratio = quick_ratio(dense, other, runtime, images, self.settings, self.seed, self.device)
                 return Timing(ratio.value, ratio.compressed_p50_ms)
 
             yield time

@@ -22,10 +22,10 @@ def check_settings(config: Config, profile: Profile) -> None:
         protocols.find(kind, name)
     for name in config.latency.runtimes:
         protocols.find("runtime", name)
-    if config.prune.goal().kind in ("speedup", "latency_ms") and not profile.is_local:
+    if config.prune.goal().kind in ("speedup", "latency_ms") and not profile.is_local and config.remote.host is None:
         raise UsageError(
             f"a goal in time needs a device to measure on, and {profile.name} is not this machine",
-            hint="use --macs-ratio or --ratio, or --target cpu",
+            hint="name the device with --host, or use --macs-ratio or --ratio, or --target cpu",
         )
     if profile.is_local:
         check_threads(config.latency.threads)

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from edgeprune.errors import RuntimeMissingError, UsageError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
-    from edgeprune.records import BlockSamples, LatencyRequest, RuntimeInfo
+    from edgeprune.config import RemoteConfig
+    from edgeprune.records import BlockSamples, Environment, LatencyFile, LatencyRequest, RuntimeInfo
     from edgeprune.types import (
         AttackBudget,
         AttackOutcome,
@@ -90,13 +93,25 @@ class Attack(Protocol):
 
 
 class Device(Protocol):
-    """Where latency is measured. `kind` is what its figures are called in a report."""
+    """Where latency is measured. `kind` is what its figures are called; `machine` is None where it is this one."""
 
-    name: str
-    kind: Literal["measured-local", "measured-remote"]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> Literal["measured-local", "measured-remote"]: ...
+
+    @property
+    def machine(self) -> Environment | None: ...
+
+    def attach(self, settings: RemoteConfig) -> AbstractContextManager[Device]:
+        """The device that the settings name, connected; DeviceError when it cannot be used."""
 
     def measure(self, request: LatencyRequest, *, progress: Progress) -> tuple[BlockSamples, ...]:
         """Run the request's interleaved blocks there."""
+
+    def logits(self, file: LatencyFile, runtime: str, images: Floats, *, threads: int) -> tuple[RuntimeInfo, Floats]:
+        """What the file gives there for images, float32 (N, C, H, W): float32 (N, K), and what ran it."""
 
 
 def names(kind: str) -> tuple[str, ...]:

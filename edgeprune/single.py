@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.data import open_split
 from edgeprune.errors import ModelError, UsageError
-from edgeprune.latency.measure import latency_file, measure
+from edgeprune.latency.attaching import attached, check_there
+from edgeprune.latency.measure import Bench, latency_file, measure
 from edgeprune.latency.profiles import load_profile
-from edgeprune.records import LatencyComparison, Proportion, Record
+from edgeprune.records import LatencyComparison, LatencyFile, Parity, Proportion, Record
+from edgeprune.there import sample_of
 from edgeprune.types import InputForm, ModelBundle, Preprocessing, Split
 
 if TYPE_CHECKING:
@@ -24,7 +27,11 @@ _TIMING_IMAGES = 256
 
 
 class Measured(Record):
-    """What `edgeprune measure` found. `inputs`: real images, or noise where no data was given."""
+    """What `edgeprune measure` found. `inputs`: real images, or noise where no data was given.
+
+    `accuracy` is the runtime's on the target, on the images that `samples_digest` names. `parity`: what a device over
+    ssh gave, against the same runtime here.
+    """
 
     file: str
     sha256: str
@@ -32,6 +39,7 @@ class Measured(Record):
     latency: LatencyComparison
     accuracy: Proportion | None
     samples_digest: str | None
+    parity: Parity | None = None
 
 
 def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: bool, console: Console) -> Measured:
@@ -40,11 +48,15 @@ def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: 
     Errors: UsageError (no such file, no data for the accuracy), those of the runtime and of the measurement.
     """
     profile = load_profile(config.run.target)
-    if not profile.is_local:
-        raise UsageError(f"{profile.name} is not this machine, and no device is attached", hint="use --target cpu")
+    if not profile.is_local and config.remote.host is None:
+        raise UsageError(
+            f"{profile.name} is not this machine, and no device is attached",
+            hint="measure on it with --host user@address, or here with --target cpu",
+        )
     if accuracy and config.data.test is None:
         raise UsageError("--accuracy needs test data", hint="give --test")
-    preflight.check_threads(config.latency.threads)
+    if profile.is_local:
+        preflight.check_threads(config.latency.threads)
     if against and not against.is_file():
         raise UsageError(f"no such file: {against}", hint="--against takes an exported file")
     if against and against.suffix != file.suffix:
@@ -57,25 +69,61 @@ def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: 
     images = _images(config, form, split)
     timed = latency_file(file, _companions(file))
     dense = latency_file(against, _companions(against)) if against else timed
-    with console.task(f"timing in {runtime.name}") as progress:
-        latency = measure(
-            dense,
-            timed if against else None,
-            runtime.name,
-            images,
-            config.latency,
-            target=profile.name,
-            seed=config.run.seed,
-            progress=progress,
-        )
+    with attached(profile, config.remote) as device:
+        there = _on_device(device, timed, session, (split, images), config, console)
+        with console.task(f"timing in {runtime.name}") as progress:
+            latency = measure(
+                dense,
+                timed if against else None,
+                runtime.name,
+                images,
+                config.latency,
+                bench=Bench(profile.name, device),
+                seed=config.run.seed,
+                progress=progress,
+            )
+    found = there.accuracy if there else _accuracy(session, split, config, console) if accuracy and split else None
     return Measured(
         file=str(file),
         sha256=timed.sha256,
         inputs="real" if split else "random",
         latency=latency,
-        accuracy=_accuracy(session, split, config, console) if accuracy and split else None,
-        samples_digest=split.digest if split else None,
+        accuracy=found if accuracy else None,
+        samples_digest=(there.samples_digest if there and accuracy else split.digest) if split else None,
+        parity=there.parity if there else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What a device gave: parity with this machine, accuracy on the images that `samples_digest` names."""
+
+    parity: Parity
+    accuracy: Proportion | None
+    samples_digest: str | None
+
+
+def _on_device(
+    device: protocols.Device | None,
+    file: LatencyFile,
+    session: protocols.Session,
+    data: tuple[Split | None, Floats],
+    config: Config,
+    console: Console,
+) -> _There | None:
+    """Run the file on a device that is not this machine, on a sample of the test data; None where there is none."""
+    from edgeprune.robustness.statistics import proportion
+
+    if device is None or device.kind == "measured-local":
+        return None
+    split, images = data
+    sample = sample_of(split, config.remote.samples, config.run.seed, (images, "random"))
+    with console.task(f"comparing {device.name} with this machine"):
+        parity, logits = check_there(device, file, session, sample.pixels, load_profile(config.run.target).name)
+    if sample.labels is None:
+        return _There(parity, None, None)
+    right = int(np.sum(logits.argmax(1) == sample.labels))
+    return _There(parity, proportion(right, len(sample.labels), config.budget.confidence), sample.digest)
 
 
 def open_file(file: Path, threads: int) -> tuple[protocols.Runtime, protocols.Session]:

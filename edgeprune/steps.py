@@ -6,8 +6,6 @@ finished stage can be kept. Everything that a stage writes is whole or absent.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-import edgeprune
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config, RecoverConfig
 from edgeprune.console import Console
 from edgeprune.errors import ModelError, ParityError
 from edgeprune.files import sha256_of, write_text
+from edgeprune.keys import model_key
 from edgeprune.latency.profiles import Profile
 from edgeprune.records import (
     AccuracyComparison,
@@ -41,11 +39,10 @@ from edgeprune.records import (
     Unmeasured,
 )
 from edgeprune.runfolder import STAGES, RunFolder
+from edgeprune.there import OnDevice
 from edgeprune.types import ChannelGraph, ModelBundle, Split
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgeprune.planning import Planner
     from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Floats
@@ -115,6 +112,7 @@ class Run:
     console: Console
     command: str
     warnings: tuple[str, ...]
+    device: protocols.Device | None
 
     def plan(self) -> Planned:
         """Score, allocate (measuring candidates where the goal is in time), write plan.json.
@@ -122,12 +120,13 @@ class Run:
         In several steps (`prune.iterations`), the network is recovered and scored anew between them; each is a stage.
         """
         inputs = {
-            "model": self._model_key,
+            "model": model_key(self.bundle),
             "prune": self.config.prune.model_dump(),
             "multiple": self._multiple,
             "seed": self._seed,
             "train": self.train.digest if self.train else None,
             "latency": self.config.latency.model_dump() if self._timed else None,
+            "there": self._there if self._timed else None,
         }
         start, steps = self.bundle, list[Step]()
         for number in range(1, self._steps):
@@ -156,7 +155,7 @@ class Run:
     def export(self, recovered: Recovered) -> Exported:
         """Write both networks for every runtime and check parity."""
         inputs = {
-            "dense": self._model_key,
+            "dense": model_key(self.bundle),
             "compressed": recovered.digest,
             "plan": self._plan_digest,
             "runtimes": {name: _runtime(name).version() for name in self.config.latency.runtimes},
@@ -178,11 +177,24 @@ class Run:
 
     def latency(self, exported: Exported) -> tuple[LatencyComparison, ...] | Unmeasured:
         """Both files, interleaved, in every runtime; each runtime is a stage of its own."""
-        if not self.profile.is_local:
+        if self.device is None:
             return Unmeasured(unmeasured=f"{self.profile.name} is not this machine, and no device is attached")
-        inputs = {**exported.digests(), "latency": self.config.latency.model_dump(), "seed": self._seed}
+        settings = {"latency": self.config.latency.model_dump(), "device": self._there}
+        inputs = {**exported.digests(), **settings, "seed": self._seed}
         return tuple(
             self.folder.stage(f"latency-{name}", LatencyComparison, inputs, partial(self._latency, exported, name))
+            for name in self.config.latency.runtimes
+        )
+
+    def there(self, exported: Exported) -> tuple[OnDevice, ...]:
+        """On a device that is not this machine: parity with this one and accuracy on a sample, in every runtime."""
+        if self._there is None:
+            return ()
+        sample = [self.test.digest if self.test else None, self.config.remote.samples, self._seed]
+        settings = {"device": self._there, "sample": sample, "confidence": self.config.budget.confidence}
+        inputs = {**exported.digests(), **self._served, **settings}
+        return tuple(
+            self.folder.stage(f"device-{name}", OnDevice, inputs, partial(self._on_device, exported, name))
             for name in self.config.latency.runtimes
         )
 
@@ -222,7 +234,7 @@ class Run:
     def _planner(self) -> Planner:
         from edgeprune.planning import Planner, Range
 
-        range_ = Range(self.bundle, *self._images(_TIMING_IMAGES), self.config.latency, self._seed)
+        range_ = Range(self.bundle, *self._images(_TIMING_IMAGES), self.config.latency, self._seed, self.device)
         return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console)
 
     # --------------------------------------------------------------------------------------------- work
@@ -305,16 +317,26 @@ class Run:
         return Accuracies(each=tuple(each)), []
 
     def _latency(self, exported: Exported, name: str) -> tuple[LatencyComparison, list[Path]]:
-        from edgeprune.latency.measure import measure
+        from edgeprune.latency.measure import Bench, measure
 
         images, _ = self._images(_TIMING_IMAGES)
         dense, compressed = (timed_file(self.folder.path, exported.of(side, _runtime(name).format)) for side in STEMS)
-        settings, target = self.config.latency, self.profile.name
+        settings, bench = self.config.latency, Bench(self.profile.name, self.device)
         with self.console.task(f"timing in {name}") as progress:
-            result = measure(
-                dense, compressed, name, images, settings, target=target, seed=self._seed, progress=progress
-            )
+            result = measure(dense, compressed, name, images, settings, bench=bench, seed=self._seed, progress=progress)
         return result, []
+
+    def _on_device(self, exported: Exported, name: str) -> tuple[OnDevice, list[Path]]:
+        from edgeprune.there import on_device, sample_of
+
+        assert self.device is not None
+        format, images = _runtime(name).format, self._images(16)
+        files = [timed_file(self.folder.path, exported.of(side, format)) for side in STEMS]
+        sessions = [self._open(exported, side, name) for side in STEMS]
+        sample = sample_of(self.test, self.config.remote.samples, self._seed, images)
+        pairs, confidence = tuple(zip(files, sessions, strict=True)), self.config.budget.confidence
+        with self.console.task(f"both files on {self.device.name}, in {name}"):
+            return on_device(self.device, pairs, sample, self.profile.name, confidence), []
 
     def _attack(
         self, exported: Exported, side: Side, subset: Split, threat: ThreatModel, path: Path
@@ -358,6 +380,12 @@ class Run:
         return self.config.run.seed
 
     @property
+    def _there(self) -> dict[str, Any] | None:
+        """The device that is not this machine, for a stage's inputs."""
+        machine = self.device.machine if self.device else None
+        return {"host": self.config.remote.host, **machine.model_dump()} if machine else None
+
+    @property
     def _timed(self) -> bool:
         return self.config.prune.goal().kind in ("speedup", "latency_ms")
 
@@ -380,28 +408,6 @@ class Run:
     def _served(self) -> dict[str, Any]:
         """How files are served where they are judged: the first runtime is the one that is attacked."""
         return {"runtimes": self.config.latency.runtimes, "threads": self.config.latency.threads}
-
-    @property
-    def _model_key(self) -> dict[str, Any]:
-        """What the network is, for a stage's inputs; with the versions, since others may compute otherwise.
-
-        Equal weights in another architecture, behind code that was edited, or with another output are another network.
-        """
-        import torch
-
-        from edgeprune.models.inputs import ends_of
-
-        return {
-            "digest": self.bundle.digest,
-            "architecture": dataclasses.asdict(self.bundle.architecture),
-            "code": code_of(self.bundle.module),
-            "ends": ends_of(self.bundle.module),
-            "torch": torch.__version__,
-            "input": self.bundle.input_shape,
-            "preprocessing": dataclasses.asdict(self.bundle.preprocessing),
-            "classes": self.bundle.classes,
-            "edgeprune": edgeprune.__version__,
-        }
 
     @property
     def _plan_digest(self) -> str:
@@ -429,18 +435,6 @@ class Run:
         low, high = self.bundle.preprocessing.bounds
         noise = np.random.default_rng(self._seed).random((count, *self.bundle.input_shape), dtype=np.float32)
         return low + noise * np.float32(high - low), "random"
-
-
-def code_of(module: nn.Module) -> dict[str, str]:
-    """sha256 of the source files of the module's own classes, by class; torch's are known by its version."""
-    classes = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
-    found = {}
-    for cls in classes:
-        try:
-            found[f"{cls.__module__}.{cls.__qualname__}"] = sha256_of(Path(inspect.getfile(cls)))
-        except (OSError, TypeError):  # a class without a file: made in memory, or in a notebook
-            continue
-    return found
 
 
 def _save(bundle: ModelBundle, path: Path, plan: PrunePlan | None = None) -> None:

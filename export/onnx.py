@@ -16,10 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgeprune.errors import ExportError
 from edgeprune.files import replacing, writing
+from edgeprune.latency import serving
 from edgeprune.protocols import Session
 from edgeprune.records import RuntimeInfo
 
@@ -123,11 +122,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _fixed(dimensions: list[object]) -> tuple[int, int, int] | None:
-    sizes = [size for size in dimensions if isinstance(size, int)]
-    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == len(dimensions) == 3 else None
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -136,37 +130,18 @@ class OnnxSession:
     """An ONNX file in ONNX Runtime on the CPU."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        settings = {"session.intra_op.allow_spinning": "1"}
-        for key, value in settings.items():
-            options.add_session_config_entry(key, value)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions live in a private module
+            served = serving.onnxruntime_serves(str(path), threads)
+        except serving.RefusedError as error:
             raise ExportError(
-                f"ONNX Runtime refuses {path}: {_first_line(error)}", hint="it is damaged or not ONNX: export it again"
+                f"ONNX Runtime refuses {path}: {error}", hint="it is damaged or not ONNX: export it again"
             ) from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise ExportError(f"{path} takes {len(inputs)} inputs: one image tensor is what edgeprune serves")
-        self._input = inputs[0].name
-        self.input_shape = _fixed(inputs[0].shape[1:])
-        self.info = RuntimeInfo(
-            name="onnxruntime",
-            version=ort.__version__,
-            precision="float32",
-            threads=threads,
-            options={"graph_optimization": "all", "allow_spinning": "1", "arena": "on"},
-        )
+        self._served, self.input_shape, self.info = served, served.input_shape, RuntimeInfo(**served.info())
 
     def logits(self, images: Floats) -> Floats:
         """Pixels float32 (N, C, H, W) to logits float32 (N, K)."""
-        return np.asarray(self._session.run(None, {self._input: images})[0])
+        logits: Floats = self._served.logits(images)
+        return logits
 
 
 class OnnxRuntime:

@@ -11,10 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgeprune.errors import ExportError, OutputError
 from edgeprune.files import replacing
+from edgeprune.latency import serving
 from edgeprune.protocols import Session
 from edgeprune.records import RuntimeInfo
 
@@ -39,44 +38,19 @@ class OpenVinoSession:
     """An IR (or ONNX) file compiled by OpenVINO: latency hint, one stream, float32."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        import openvino
-
         _check_is_xml(path)
-        core = openvino.Core()
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # the timing process pins itself; two pinnings fight
-        }
         try:
-            model = core.compile_model(str(path), "CPU", settings)
-        except RuntimeError as error:
+            served = serving.openvino_serves(str(path), threads)
+        except serving.RefusedError as error:
             raise ExportError(
-                f"OpenVINO refuses {path}: {_last_line(error)}", hint="it is damaged or incomplete: export it again"
+                f"OpenVINO refuses {path}: {error}", hint="it is damaged or incomplete: export it again"
             ) from error
-        if len(model.inputs) != 1:
-            raise ExportError(f"{path} takes {len(model.inputs)} inputs: one image tensor is what edgeprune serves")
-        self._tensor = openvino.Tensor
-        self._request = model.create_infer_request()
-        sizes = [d.get_length() for d in list(model.inputs[0].get_partial_shape())[1:] if d.is_static]
-        self.input_shape = (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else None
-        precision = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.info = RuntimeInfo(
-            name="openvino",
-            version=version("openvino"),
-            precision={"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(precision, precision),
-            threads=int(model.get_property("INFERENCE_NUM_THREADS")),
-            options={"performance_hint": "LATENCY", "num_streams": "1"},
-        )
+        self._served, self.input_shape, self.info = served, served.input_shape, RuntimeInfo(**served.info())
 
     def logits(self, images: Floats) -> Floats:
         """Pixels float32 (N, C, H, W) to logits float32 (N, K)."""
-        # Set as a tensor rather than passed to infer(): Python's dispatch of inputs costs as much as a small layer.
-        self._request.set_input_tensor(self._tensor(np.ascontiguousarray(images), shared_memory=True))
-        self._request.infer()
-        return np.array(self._request.get_output_tensor(0).data)
+        logits: Floats = self._served.logits(images)
+        return logits
 
 
 class OpenVino:

@@ -17,9 +17,9 @@ from conftest import Command
 
 import edgeprune as package
 from edgeprune.config import load_config
+from edgeprune.keys import code_of
 from edgeprune.pipeline import run_folder
 from edgeprune.records import PrunePlan, Report, Unmeasured, read_record
-from edgeprune.steps import code_of
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "sklearn", "jinja2", "torch_pruning", "torchattacks")
 OUTPUTS = ("model.onnx", "model.xml", "model.bin", "plan.json", "pruned.pt", "evidence.npz")

@@ -12,7 +12,7 @@ import pytest
 
 from edgeprune import environment as room
 from edgeprune.environment import DoctorReport, Noise, advise, doctor, environment
-from edgeprune.latency import precision
+from edgeprune.latency import machine, precision
 from edgeprune.latency.precision import RuntimePrecision, classify, observe
 from edgeprune.records import Environment
 
@@ -65,9 +65,9 @@ def test_processor_is_read_from_x86_and_arm_files_and_is_empty_elsewhere(tmp_pat
         "processor\t: 0\nmodel name\t: A CPU: v2\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\nflags\t: none\n"
     )
     arm.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n")
-    assert room._cpuinfo(x86) == ("A CPU: v2", frozenset({"fpu", "avx2", "amx_bf16"}))
-    assert room._cpuinfo(arm) == ("Raspberry Pi 5 Model B Rev 1.0", frozenset({"fp", "asimd", "asimddp"}))
-    assert room._cpuinfo(tmp_path / "none") == ("", frozenset())
+    assert machine.cpuinfo(x86) == ("A CPU: v2", frozenset({"fpu", "avx2", "amx_bf16"}))
+    assert machine.cpuinfo(arm) == ("Raspberry Pi 5 Model B Rev 1.0", frozenset({"fp", "asimd", "asimddp"}))
+    assert machine.cpuinfo(tmp_path / "none") == ("", frozenset())
 
 
 def test_missing_package_is_absent_and_advised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from edgeprune.config import LatencyConfig
 from edgeprune.errors import DataError, MeasurementError, UsageError
 from edgeprune.files import sha256_of
 from edgeprune.latency.local import DEVICE, choose_cores
-from edgeprune.latency.measure import latency_file, measure, quick_ratio
+from edgeprune.latency.measure import Bench, latency_file, measure, quick_ratio
 from edgeprune.latency.precision import write_network
 from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest
 
@@ -84,7 +84,7 @@ def timed(folder: Path, dense: str, compressed: str, settings: LatencyConfig = S
     for name, text in (("dense.txt", dense), ("compressed.txt", compressed)):
         (folder / name).write_text(text)
         files.append(latency_file(folder / name))
-    return measure(files[0], files[1], "spin", IMAGES, settings, target="cpu", seed=0, progress=lambda *_: None)
+    return measure(files[0], files[1], "spin", IMAGES, settings, bench=Bench("cpu"), seed=0, progress=lambda *_: None)
 
 
 def test_real_processes_find_a_known_ratio(spin: Path) -> None:
@@ -110,7 +110,7 @@ def test_file_that_changed_is_refused(spin: Path) -> None:
     file = latency_file(spin / "dense.txt")
     (spin / "dense.txt").write_text("501")
     with pytest.raises(MeasurementError, match="not the file that was to be timed") as error:
-        measure(file, None, "spin", IMAGES, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+        measure(file, None, "spin", IMAGES, SHORT, bench=Bench("cpu"), seed=0, progress=lambda *_: None)
     assert file.sha256 in error.value.where
 
 
@@ -120,7 +120,7 @@ def test_companion_that_changed_is_refused(spin: Path) -> None:
     file = latency_file(spin / "dense.txt", (spin / "weights.bin",))
     (spin / "weights.bin").write_text("b")
     with pytest.raises(MeasurementError, match=r"weights\.bin is not the file"):
-        measure(file, None, "spin", IMAGES, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+        measure(file, None, "spin", IMAGES, SHORT, bench=Bench("cpu"), seed=0, progress=lambda *_: None)
 
 
 def test_dead_timing_process_is_an_error_with_its_last_words(spin: Path) -> None:
@@ -187,7 +187,7 @@ def test_real_onnx_file_is_timed_in_onnx_runtime(tmp_path: Path) -> None:
         "onnxruntime",
         IMAGES,
         SHORT,
-        target="cpu",
+        bench=Bench("cpu"),
         seed=0,
         progress=lambda _, x: seen.append(x),
     )
@@ -227,13 +227,13 @@ def test_cores_are_distinct_and_usable() -> None:
 
 def test_unknown_runtime_is_a_usage_error_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="did you mean onnxruntime"):
-        measure(DENSE, None, "onnxruntme", IMAGES, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+        measure(DENSE, None, "onnxruntme", IMAGES, SHORT, bench=Bench("cpu"), seed=0, progress=lambda *_: None)
 
 
 @pytest.mark.parametrize("images", [IMAGES[:0], IMAGES[0], IMAGES.astype(np.float64)])
 def test_images_of_the_wrong_form_are_a_data_error(images: np.ndarray) -> None:
     with pytest.raises(DataError, match="float32"):
-        measure(DENSE, None, "onnxruntime", images, SHORT, target="cpu", seed=0, progress=lambda *_: None)
+        measure(DENSE, None, "onnxruntime", images, SHORT, bench=Bench("cpu"), seed=0, progress=lambda *_: None)
 
 
 def test_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:

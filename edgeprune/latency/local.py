@@ -10,16 +10,24 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import ValidationError
 
+from edgeprune.config import RemoteConfig
 from edgeprune.errors import MeasurementError, UsageError
+from edgeprune.latency.machine import fastest_cores
 from edgeprune.latency.runner import Job, Outcome
-from edgeprune.records import BlockSamples, LatencyRequest
+from edgeprune.protocols import Device, Runtime, find
+from edgeprune.records import BlockSamples, LatencyFile, LatencyRequest, RuntimeInfo
 from edgeprune.types import Progress
+
+if TYPE_CHECKING:
+    from edgeprune.types import Floats
 
 LAST_WORDS = 6  # lines of a dead process's stderr that are shown
 
@@ -30,14 +38,25 @@ class LocalDevice:
 
     name: str = "local"
     kind: Literal["measured-local", "measured-remote"] = "measured-local"
+    machine: None = None
+
+    def attach(self, settings: RemoteConfig) -> AbstractContextManager[Device]:
+        """This machine needs no connection."""
+        return nullcontext(self)
+
+    def logits(self, file: LatencyFile, runtime: str, images: Floats, *, threads: int) -> tuple[RuntimeInfo, Floats]:
+        """What the file gives for the images, batch by batch."""
+        served: Runtime = find("runtime", runtime)
+        session = served.open(Path(file.path), threads=threads)
+        return session.info, np.concatenate([session.logits(images[at : at + 8]) for at in range(0, len(images), 8)])
 
     def measure(self, request: LatencyRequest, *, progress: Progress) -> tuple[BlockSamples, ...]:
         """All blocks of all processes. Errors: UsageError (more threads than cores), MeasurementError."""
         cores = choose_cores(request.threads)
         blocks: list[BlockSamples] = []
-        for process in range(request.processes):
-            share = process / request.processes
-            progress(f"timing {request.runtime}: process {process + 1} of {request.processes}", share)
+        last = request.first + request.processes
+        for process in range(request.first, last):
+            progress(f"timing {request.runtime}: process {process + 1} of {last}", process / last)
             blocks += _run(Job(request=request, process=process, cores=cores))
         progress(f"timed {request.runtime}", 1.0)
         return tuple(blocks)
@@ -47,31 +66,11 @@ DEVICE = LocalDevice()
 
 
 def choose_cores(threads: int) -> tuple[int, ...]:
-    """One core a thread out of those that this process may use; empty where the system cannot pin.
-
-    The fastest cores come first (big before little); among equals the highest numbers, since interrupts and
-    other people's work gather on the lowest.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return ()
-    allowed = os.sched_getaffinity(0)
-    if threads > len(allowed):
-        raise UsageError(
-            f"{threads} threads cannot be timed on {len(allowed)} cores",
-            hint=f"use --threads {len(allowed)} or fewer",
-        )
-    return tuple(sorted(sorted(allowed, key=lambda core: (_capacity(core), core))[-threads:]))
-
-
-def _capacity(core: int) -> int:
-    """Relative speed of a core as the kernel states it; 0 where it states nothing."""
-    folder = Path(f"/sys/devices/system/cpu/cpu{core}")
-    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        try:
-            return int((folder / name).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-    return 0
+    """One core a thread out of those that this process may use, the fastest first; empty where nobody can pin."""
+    try:
+        return fastest_cores(threads)
+    except ValueError as error:
+        raise UsageError(str(error), hint="use fewer --threads, or let the process use more cores") from None
 
 
 def _run(job: Job) -> tuple[BlockSamples, ...]:

@@ -7,6 +7,8 @@ that the caller gives. What was timed is named by its sha256.
 from __future__ import annotations
 
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +18,10 @@ from edgeprune import protocols
 from edgeprune.config import LatencyConfig
 from edgeprune.errors import DataError, MeasurementError
 from edgeprune.files import sha256_of
+from edgeprune.latency import stopping
 from edgeprune.latency.protocol import compare
 from edgeprune.latency.runner import BATCHES
-from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
+from edgeprune.records import BlockSamples, LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Progress
@@ -26,12 +29,21 @@ if TYPE_CHECKING:
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 6, 25.0
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where files are timed: the target's name for the report, and the device (None: this machine)."""
+
+    target: str
+    device: protocols.Device | None = None
+
+
 def latency_file(path: Path, companions: tuple[Path, ...] = ()) -> LatencyFile:
     """The file as it is now, by absolute path and sha256; `companions` belong to it (OpenVINO's weights)."""
     if not path.is_file():
         raise MeasurementError(f"no such file: {path}", hint="give the exported file to time (.onnx or .xml)")
     belonging = tuple((str(other.resolve()), sha256_of(other)) for other in companions)
-    return LatencyFile(path=str(path.resolve()), sha256=sha256_of(path), companions=belonging)
+    size = sum(file.stat().st_size for file in (path, *companions))
+    return LatencyFile(path=str(path.resolve()), sha256=sha256_of(path), companions=belonging, size_bytes=size)
 
 
 def measure(
@@ -41,19 +53,21 @@ def measure(
     images: Floats,
     settings: LatencyConfig,
     *,
-    target: str,
+    bench: Bench,
     seed: int,
     progress: Progress,
 ) -> LatencyComparison:
-    """Time both files (or `dense` alone) in interleaved blocks on this machine.
+    """Time both files (or `dense` alone) in interleaved blocks on the bench's device.
 
     images: float32 (M, C, H, W) pixels, M >= 1; batches are drawn from them. Errors: DataError (images),
     UsageError (unknown runtime, more threads than cores), MeasurementError (a process died, a file changed),
-    InconclusiveError (fewer than two undisturbed rounds). A machine that is merely too noisy gives a comparison
-    whose verdict is inconclusive.
+    InconclusiveError (fewer than two undisturbed rounds), and those of the device. A machine that is merely too
+    noisy gives a comparison whose verdict is inconclusive.
     """
     protocols.find("runtime", runtime)
-    device: protocols.Device = protocols.find("device", "local")
+    device: protocols.Device = bench.device or protocols.find("device", "local")
+    plan = stopping.plan_of(settings, 2 if compressed is None else 3)
+    samples: list[BlockSamples] = []
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         request = LatencyRequest(
             runtime=runtime,
@@ -62,13 +76,23 @@ def measure(
             images=str(_save(images, settings.batch_size, Path(folder))),
             batch_size=settings.batch_size,
             threads=settings.threads,
-            processes=settings.processes,
-            blocks=settings.blocks,
+            processes=plan.looks[-1],
+            blocks=plan.rounds,
             block_ms=settings.block_ms,
             seed=seed,
+            iterations=plan.iterations,
         )
-        samples = device.measure(request, progress=progress)
-    return compare(samples, request, target, kind=device.kind, control_limit=settings.control_limit)
+
+        def more(first: int, count: int) -> None:
+            part = request.model_copy(update={"first": first, "processes": count})
+            samples.extend(device.measure(part, progress=progress))
+
+        def judge() -> LatencyComparison:
+            limit = settings.control_limit
+            return compare(samples, request, bench.target, kind=device.kind, control_limit=limit, error=plan.error)
+
+        found = stopping.run(plan, more, judge, lambda: time.monotonic() * 1000)
+    return found.model_copy(update={"machine": device.machine})
 
 
 def quick_ratio(
@@ -78,12 +102,20 @@ def quick_ratio(
     images: Floats,
     settings: LatencyConfig,
     seed: int,
+    device: protocols.Device | None = None,
 ) -> QuickRatio:
     """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report."""
     short = settings.model_copy(
-        update={"processes": QUICK_PROCESSES, "blocks": QUICK_BLOCKS, "block_ms": QUICK_BLOCK_MS}
+        update={
+            "processes": QUICK_PROCESSES,
+            "blocks": QUICK_BLOCKS,
+            "block_ms": QUICK_BLOCK_MS,
+            "duration": None,
+            "runs": None,
+        }
     )
-    result = measure(dense, compressed, runtime, images, short, target="quick", seed=seed, progress=lambda *_: None)
+    bench = Bench("quick", device)
+    result = measure(dense, compressed, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None)
     assert result.speedup is not None
     assert result.compressed is not None
     return QuickRatio(

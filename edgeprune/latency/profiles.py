@@ -18,7 +18,7 @@ from edgeprune.protocols import did_you_mean
 from edgeprune.records import Record, TargetInfo
 
 PACKAGE = "edgeprune.hardware_profiles"
-ANY_RUNTIME = "any"
+ANY_RUNTIME = ANY_ARCHITECTURE = "any"
 Kind = Literal["measured-local", "measured-remote", "estimated", "published"]
 Text = Annotated[str, Field(min_length=1)]
 

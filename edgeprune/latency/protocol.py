@@ -30,6 +30,7 @@ from typing import Literal
 import numpy as np
 
 from edgeprune.errors import InconclusiveError, MeasurementError
+from edgeprune.latency.drift import drift_of, said, warmth_of
 from edgeprune.records import (
     BlockSamples,
     Interval,
@@ -46,6 +47,7 @@ VerdictWord = Literal["faster", "slower", "no significant difference", "inconclu
 Kind = Literal["measured-local", "measured-remote"]
 
 CONFIDENCE = 0.95
+ERROR = 1 - CONFIDENCE
 RESAMPLES = 2000
 CONTROL_LIMIT = 0.1
 CONTROL_SLACK = 0.01
@@ -70,6 +72,7 @@ class _Run:
     blocks: Mapping[Label, Mapping[int, Mapping[int, float]]]
     lost: Mapping[Label, float]
     hopeless: bool
+    error: float
 
 
 def compare(
@@ -79,15 +82,20 @@ def compare(
     *,
     kind: Kind = "measured-local",
     control_limit: float = CONTROL_LIMIT,
+    error: float = ERROR,
 ) -> LatencyComparison:
     """Judge the blocks that a device ran for `request`.
 
+    `error` of each interval: smaller than 0.05 where this is one of several looks, so that they hold together.
+
     Errors: MeasurementError (blocks of a label are missing), InconclusiveError (fewer than two undisturbed rounds).
     """
-    run = _sorted(samples, request)
+    run = _sorted(samples, request, error)
     control = _ratio(run, "dense", "control")
     speedup = _ratio(run, "dense", "compressed") if request.compressed else None
     verdict, notes = _judge(run, control, speedup, control_limit)
+    drift, warmth = drift_of(run.blocks["dense"]), warmth_of(samples)
+    notes = (*notes, *said(drift, warmth))
     first = samples[0]
     return LatencyComparison(
         kind=kind,
@@ -104,10 +112,12 @@ def compare(
         peak_rss_bytes=max(block.peak_rss_bytes for block in samples),
         verdict=verdict,
         notes=notes,
+        drift=drift,
+        warmth=warmth,
     )
 
 
-def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest) -> _Run:
+def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest, error: float) -> _Run:
     labels: tuple[Label, ...] = ("dense", "control", "compressed") if request.compressed else ("dense", "control")
     of = {label: tuple(block for block in samples if block.label == label) for label in labels}
     for label in labels:
@@ -123,7 +133,7 @@ def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest) -> _Run:
         counted = _counted(block, hopeless)
         if counted and block.label in medians:
             medians[block.label].setdefault(block.process, {})[block.round] = median(counted)
-    return _Run(request, of, medians, lost, hopeless)
+    return _Run(request, of, medians, lost, hopeless, error)
 
 
 def _counted(block: BlockSamples, hopeless: bool) -> list[float]:
@@ -144,12 +154,12 @@ def _ratio(run: _Run, over: Label, under: Label) -> Ratio:
             hint="stop other work on this machine, or time longer with --timing-blocks",
         )
     centre = float(np.mean([np.median(part) for part in logs]))
-    low, high = _spread(logs, run.request.seed)
+    low, high = _spread(logs, run.request.seed, run.error)
     return Ratio(value=math.exp(centre), interval=Interval(low=math.exp(centre + low), high=math.exp(centre + high)))
 
 
-def _spread(logs: Sequence[Logs], seed: int) -> tuple[float, float]:
-    """How far below (<= 0) and above (>= 0) the estimate the 95 % interval reaches, in logarithms.
+def _spread(logs: Sequence[Logs], seed: int, error: float) -> tuple[float, float]:
+    """How far below (<= 0) and above (>= 0) the estimate the interval of that error reaches, in logarithms.
 
     `logs` has one array of round values a process. The estimate is the mean over processes of the median over
     rounds. With a single process only its rounds can be drawn, and the interval speaks for that process alone.
@@ -157,15 +167,15 @@ def _spread(logs: Sequence[Logs], seed: int) -> tuple[float, float]:
     draw = np.random.default_rng(seed)
     estimates = np.array([np.median(part) for part in logs])
     rounds = [np.median(part[draw.integers(0, len(part), (RESAMPLES, len(part)))], axis=1) for part in logs]
-    inside = _arms(np.mean(rounds, axis=0) - estimates.mean(), sum(len(part) for part in logs))
+    inside = _arms(np.mean(rounds, axis=0) - estimates.mean(), sum(len(part) for part in logs), error)
     if len(logs) == 1:
         return inside
     drawn = draw.integers(0, len(logs), (RESAMPLES, len(logs)))
-    between = _arms(estimates[drawn].mean(axis=1) - estimates.mean(), len(logs))
+    between = _arms(estimates[drawn].mean(axis=1) - estimates.mean(), len(logs), error)
     return min(inside[0], between[0]), max(inside[1], between[1])
 
 
-def _arms(deviations: Logs, count: int) -> tuple[float, float]:
+def _arms(deviations: Logs, count: int, error: float) -> tuple[float, float]:
     """The interval's arms, from bootstrap deviations of an estimate that rests on `count` independent values."""
     from scipy.special import stdtrit
 
@@ -174,7 +184,7 @@ def _arms(deviations: Logs, count: int) -> tuple[float, float]:
             "one undisturbed round of blocks supports no interval",
             hint="stop other work on this machine, or time longer with --timing-blocks",
         )
-    tail = (1 - CONFIDENCE) / 2
+    tail = error / 2
     low, high = np.quantile(deviations, [tail, 1 - tail])
     longer = stdtrit(count - 1, 1 - tail) / NormalDist().inv_cdf(1 - tail) * math.sqrt(count / (count - 1))
     return min(0.0, float(low * longer)), max(0.0, float(high * longer))
@@ -184,7 +194,8 @@ def _stats(run: _Run, label: Label, file: LatencyFile) -> LatencyStats:
     blocks = run.samples[label]
     counted = np.array([ms for block in blocks for ms in _counted(block, run.hopeless)])
     p50 = float(np.median(counted))
-    low, high = _spread([np.log(list(rounds.values())) for rounds in run.blocks[label].values()], run.request.seed)
+    logs = [np.log(list(rounds.values())) for rounds in run.blocks[label].values()]
+    low, high = _spread(logs, run.request.seed, run.error)
     cold = {block.process: block.cold_start_ms for block in blocks}
     return LatencyStats(
         sha256=file.sha256,
@@ -198,6 +209,9 @@ def _stats(run: _Run, label: Label, file: LatencyFile) -> LatencyStats:
         samples=len(counted),
         preempted=sum(sum(block.preempted) for block in blocks),
         p90_interval=_p90_interval(run, label),
+        load_ms=_median_over_processes({block.process: block.load_ms for block in blocks}),
+        first_ms=_median_over_processes({block.process: block.first_ms for block in blocks}),
+        size_bytes=file.size_bytes,
     )
 
 
@@ -214,9 +228,14 @@ def _p90_interval(run: _Run, label: Label) -> Interval | None:
         return None
     logs = np.log([np.quantile(samples, 0.9) for samples in of.values()])
     drawn = np.random.default_rng(run.request.seed).integers(0, len(logs), (RESAMPLES, len(logs)))
-    low, high = _arms(logs[drawn].mean(axis=1) - logs.mean(), len(logs))
+    low, high = _arms(logs[drawn].mean(axis=1) - logs.mean(), len(logs), run.error)
     p90 = float(np.quantile(pooled, 0.9))
     return Interval(low=p90 * math.exp(low), high=p90 * math.exp(high))
+
+
+def _median_over_processes(values: Mapping[int, float | None]) -> float | None:
+    told = [value for value in values.values() if value is not None]
+    return median(told) if told else None
 
 
 def _judge(

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
-import random
-import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -22,8 +20,8 @@ import numpy as np
 from edgeprune import protocols
 from edgeprune.errors import EdgepruneError, MeasurementError
 from edgeprune.files import sha256_of
-from edgeprune.latency import timing
-from edgeprune.records import BlockSamples, LatencyFile, LatencyRequest, Record
+from edgeprune.latency import machine, timing
+from edgeprune.records import BlockSamples, Heat, LatencyFile, LatencyRequest, Record
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats
@@ -55,13 +53,6 @@ class Outcome(Record):
     failure: Failure | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Opened:
-    session: protocols.Session
-    run: Callable[[int], object]
-    cold_start_ms: float
-
-
 def work(job: Job, parent: int) -> tuple[BlockSamples, ...]:
     """Pin, check, open, warm up and time; the blocks in the order in which they ran.
 
@@ -75,36 +66,43 @@ def work(job: Job, parent: int) -> tuple[BlockSamples, ...]:
         _check(file)
     batches = _batches(_load(Path(request.images)), request.batch_size)
     clock = timing.system_clock(request.threads)
-    opened = _open(request, files, batches, clock, job.process)
+    blocks = timing.Blocks(request.blocks, request.block_ms, request.seed, job.process, request.iterations)
+    runtime: protocols.Runtime = protocols.find("runtime", request.runtime)
+    openers = {label: partial(runtime.open, Path(file.path), threads=request.threads) for label, file in files.items()}
+    opened = timing.open_each(openers, lambda session: _runner(session, batches), clock, blocks)
     gc.collect()
     gc.disable()
-    warm = {label: timing.warm_up(one.run, clock) for label, one in opened.items()}
-    # The control must do exactly what the dense file does.
-    counts = {label: timing.iterations_for(request.block_ms, warm[label].median_ms) for label in opened}
-    counts["control"] = counts["dense"]
-    done: list[tuple[int, Label, timing.Block]] = []
-    for number, labels in enumerate(timing.draw_order(tuple(opened), request.blocks, request.seed, job.process)):
-        if os.getppid() != parent:
-            raise MeasurementError("the process that asked for the timing is gone")
-        for label in labels:
-            done.append((number, _label(label), timing.time_block(opened[label].run, counts[label], clock)))
-    peak = _peak_rss_bytes()
+    before = machine.heat(job.cores)
+    done, warm = timing.interleave(
+        {label: one.run for label, one in opened.items()}, clock, blocks, lambda: _check_parent(parent)
+    )
+    heat = Heat(**before), Heat(**machine.heat(job.cores))
+    peak = machine.peak_rss_bytes()
     return tuple(
         BlockSamples(
             process=job.process,
-            round=number,
+            round=timed.round,
             position=position,
-            label=label,
-            samples_ms=block.samples_ms,
-            preempted=block.preempted,
-            runtime=opened[label].session.info,
+            label=_label(timed.label),
+            samples_ms=timed.block.samples_ms,
+            preempted=timed.block.preempted,
+            runtime=opened[timed.label].session.info,
             cores=job.cores,
-            settled=warm[label].settled,
+            settled=warm[timed.label].settled,
             peak_rss_bytes=peak,
-            cold_start_ms=opened[label].cold_start_ms,
+            cold_start_ms=opened[timed.label].load_ms + opened[timed.label].first_ms,
+            load_ms=opened[timed.label].load_ms,
+            first_ms=opened[timed.label].first_ms,
+            started_s=timed.started_s,
+            heat=heat,
         )
-        for position, (number, label, block) in enumerate(done)
+        for position, timed in enumerate(done)
     )
+
+
+def _check_parent(parent: int) -> None:
+    if os.getppid() != parent:
+        raise MeasurementError("the process that asked for the timing is gone")
 
 
 def _label(label: str) -> Label:
@@ -148,42 +146,9 @@ def _batches(images: Floats, size: int) -> tuple[Floats, ...]:
     return tuple(np.ascontiguousarray(images[part], dtype=np.float32) for part in ids)
 
 
-def _open(
-    request: LatencyRequest,
-    files: dict[str, LatencyFile],
-    batches: tuple[Floats, ...],
-    clock: timing.Clock,
-    process: int,
-) -> dict[str, _Opened]:
-    """Open each label's own session, in random order, after one that is thrown away.
-
-    The first session of a process pays for loading the library; it would land on whichever file came first.
-    """
-    runtime: protocols.Runtime = protocols.find("runtime", request.runtime)
-    runtime.open(Path(request.dense.path), threads=request.threads).logits(batches[0])
-    labels = random.Random(f"open/{request.seed}/{process}").sample(sorted(files), len(files))
-    opened = {}
-    for label in labels:
-        start = clock.wall_ns()
-        session = runtime.open(Path(files[label].path), threads=request.threads)
-        session.logits(batches[0])
-        opened[label] = _Opened(session, _runner(session, batches), (clock.wall_ns() - start) / 1e6)
-    return {label: opened[label] for label in files}
-
-
 def _runner(session: protocols.Session, batches: tuple[Floats, ...]) -> Callable[[int], object]:
     logits, count = session.logits, len(batches)
     return lambda i: logits(batches[i % count])
-
-
-def _peak_rss_bytes() -> int:
-    """Peak resident memory of this process. `ru_maxrss` would do, but on Linux it survives exec: a worker started
-    by a large process would report that process's peak."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _own_stdout() -> TextIO:

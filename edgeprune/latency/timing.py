@@ -1,7 +1,7 @@
-"""The timing loop: warm up, run blocks in random order, mark the iterations that lost the processor.
+"""The timing loop: open, warm up, run blocks in random order, mark the iterations that lost the processor.
 
-Promise: needs nothing but the standard library, so that it can run on a small device beside a runtime; knows
-nothing of files, runtimes or statistics. All times come from a `Clock`, so that a test can own time.
+Promise: needs nothing but Python 3.8's standard library, since this very module also runs on a device that is reached
+over ssh; knows nothing of files, runtimes or statistics. All times come from a `Clock`, so that a test can own time.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import random
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-Run = Callable[[int], object]
-"""Runs inference number i; which batch that is, the caller knows."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Run = Callable[[int], object]
+    """Runs inference number i; which batch that is, the caller knows."""
 
 WINDOW = 5  # iterations in a window of the rolling median
 TOLERANCE = 0.02  # two neighbouring windows this near each other: settled
@@ -24,7 +27,7 @@ THREAD_SHARE = 0.9  # thread time over wall time under which an iteration counts
 TICK_NS = 50_000  # a preemption is longer than this; below it, thread time and wall time may differ by reading cost
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Clock:
     """Where time comes from.
 
@@ -39,7 +42,7 @@ class Clock:
     one_thread: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
     """Times of neighbouring iterations, in order, and which of them lost the processor."""
 
@@ -47,7 +50,38 @@ class Block:
     preempted: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Opened:
+    """A file that was opened: its session, how it runs, and what its cold start cost (loading, first inference)."""
+
+    session: Any
+    run: Run
+    load_ms: float
+    first_ms: float
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How one process times: rounds of blocks of `block_ms`, or of `iterations` runs each where that is set."""
+
+    rounds: int
+    block_ms: float
+    seed: int
+    process: int
+    iterations: int | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A block of `label` that ran in a round, when it began (seconds since the process's first one)."""
+
+    round: int
+    label: str
+    block: Block
+    started_s: float
+
+
+@dataclass(frozen=True)
 class WarmUp:
     """The median (ms) that the times settled at, or the last one when the cap came first."""
 
@@ -120,3 +154,47 @@ def time_block(run: Run, iterations: int, clock: Clock) -> Block:
         samples.append(wall / 1e6)
         preempted.append(lost)
     return Block(tuple(samples), tuple(preempted))
+
+
+def open_each(
+    openers: Mapping[str, Callable[[], Any]],
+    start: Callable[[Any], Run],
+    clock: Clock,
+    blocks: Blocks,
+) -> dict[str, Opened]:
+    """Open each label's own session, in random order, after one that is thrown away; timed apart from the blocks.
+
+    `start` makes a session's `Run`. The first session of a process pays for loading the library; it would land on
+    whichever file came first.
+    """
+    labels = list(openers)
+    start(openers[labels[0]]())(0)
+    opened = {}
+    for label in random.Random(f"open/{blocks.seed}/{blocks.process}").sample(sorted(labels), len(labels)):
+        begun = clock.wall_ns()
+        session = openers[label]()
+        loaded = clock.wall_ns()
+        run = start(session)
+        run(0)
+        opened[label] = Opened(session, run, (loaded - begun) / 1e6, (clock.wall_ns() - loaded) / 1e6)
+    return {label: opened[label] for label in labels}
+
+
+def interleave(
+    runs: Mapping[str, Run], clock: Clock, blocks: Blocks, check: Callable[[], None]
+) -> tuple[list[Timed], dict[str, WarmUp]]:
+    """Warm each label up, then time rounds of one block of each in random order; `check` is called before a round.
+
+    Labels are "dense", "control" and "compressed"; the control does exactly as much as the dense file.
+    """
+    warm = {label: warm_up(run, clock) for label, run in runs.items()}
+    counts = {label: blocks.iterations or iterations_for(blocks.block_ms, one.median_ms) for label, one in warm.items()}
+    counts["control"] = counts["dense"]
+    done: list[Timed] = []
+    begun = clock.wall_ns()
+    for number, labels in enumerate(draw_order(tuple(runs), blocks.rounds, blocks.seed, blocks.process)):
+        check()
+        for label in labels:
+            started_s = (clock.wall_ns() - begun) / 1e9
+            done.append(Timed(number, label, time_block(runs[label], counts[label], clock), started_s))
+    return done, warm

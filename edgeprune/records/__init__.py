@@ -38,9 +38,9 @@ from edgeprune.records.latency import (
     QuickRatio,
     Ratio,
 )
+from edgeprune.records.machine import Drift, Environment, Heat, Warmth
 from edgeprune.records.plan import GroupPlan, PrunePlan, RefusalRecord
 from edgeprune.records.report import (
-    Environment,
     LayerChange,
     ModelInfo,
     RecoveryInfo,
@@ -64,10 +64,12 @@ __all__ = [
     "Decile",
     "Digest",
     "DistanceSearch",
+    "Drift",
     "Environment",
     "FlipRank",
     "GateRow",
     "GroupPlan",
+    "Heat",
     "ImageAtRisk",
     "Interval",
     "LatencyComparison",
@@ -107,6 +109,7 @@ __all__ = [
     "Unmeasured",
     "Unpaired",
     "Verdict",
+    "Warmth",
     "Weighed",
     "read_record",
 ]

@@ -39,7 +39,10 @@ class RuntimeInfo(Record):
 
 
 class Parity(Record):
-    """Largest absolute difference between the logits of the torch module and of the file in its runtime."""
+    """Largest absolute difference between the logits of the torch module and of the file in its runtime.
+
+    With a `target`, the file ran there, and `reference` is the same file in the same runtime on this machine.
+    """
 
     sha256: Sha256
     runtime: RuntimeInfo
@@ -48,10 +51,12 @@ class Parity(Record):
     tolerance: float
     same_labels: bool
     inputs: Literal["real", "random"]
+    target: str = ""
+    reference: Literal["network", "this machine"] = "network"
 
 
 class AccuracyComparison(Record):
-    """Clean accuracy of both files, same images, same runtime."""
+    """Clean accuracy of both files, same images, same runtime; on the device `target` where that is set."""
 
     runtime: RuntimeInfo
     dense_sha256: Sha256
@@ -59,3 +64,4 @@ class AccuracyComparison(Record):
     dense: Proportion
     compressed: Proportion
     drop: PairedDrop
+    target: str = ""

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from pydantic import ConfigDict, Field
 
 from edgeprune.records.base import SCHEMA_VERSION, Record, Sha256
-from edgeprune.records.report import Environment
+from edgeprune.records.machine import Environment
 from edgeprune.records.verdict import Verdict
 
 STATEMENT: Final = "https://in-toto.io/Statement/v1"

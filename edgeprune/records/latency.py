@@ -6,21 +6,27 @@ from typing import Literal
 
 from edgeprune.records.artifacts import RuntimeInfo
 from edgeprune.records.base import Interval, Record, Sha256
+from edgeprune.records.machine import Drift, Environment, Heat, Warmth
 
 
 class LatencyFile(Record):
-    """A file to time, by absolute path, and the sha256 that it must have; `companions` belong to it (weights)."""
+    """A file to time, by absolute path, and the sha256 that it must have; `companions` belong to it (weights).
+
+    `size_bytes`: all of them together (None: not looked at).
+    """
 
     path: str
     sha256: Sha256
     companions: tuple[tuple[str, Sha256], ...] = ()
+    size_bytes: int | None = None
 
 
 class LatencyRequest(Record):
     """What a device is asked to time: interleaved blocks of two files in fresh processes.
 
     `compressed` None times one file alone (the A/A control remains). `images` is an .npy of float32 pixels
-    (M, C, H, W) to draw batches from.
+    (M, C, H, W) to draw batches from. Processes are numbered from `first`, so that a run can be added to; a block holds
+    `iterations` runs where that is set, else as many as fill `block_ms`.
     """
 
     runtime: str
@@ -33,6 +39,8 @@ class LatencyRequest(Record):
     blocks: int = 12
     block_ms: float = 60.0
     seed: int = 0
+    first: int = 0
+    iterations: int | None = None
 
 
 class BlockSamples(Record):
@@ -40,7 +48,9 @@ class BlockSamples(Record):
 
     Every round holds one block of each label, in random order: blocks of one round are neighbours in time.
     `cores` the process was pinned to (empty: the system cannot pin); `settled` False when the warm-up reached its
-    cap before this file's times settled. `peak_rss_bytes` is the process's, which holds all files.
+    cap before this file's times settled. `peak_rss_bytes` is the process's, which holds all files. `cold_start_ms` is
+    `load_ms` and `first_ms` (the first inference) together. `started_s` counts from the process's first block;
+    `heat` is before and after all blocks of the process.
     """
 
     process: int
@@ -54,6 +64,10 @@ class BlockSamples(Record):
     settled: bool = True
     peak_rss_bytes: int
     cold_start_ms: float
+    load_ms: float | None = None
+    first_ms: float | None = None
+    started_s: float = 0.0
+    heat: tuple[Heat, Heat] | None = None
 
 
 class LatencyStats(Record):
@@ -61,8 +75,8 @@ class LatencyStats(Record):
 
     `samples` counts what the figures rest on, `preempted` the iterations that lost the processor; where more than
     half did, the figures hold them, too, and the comparison is inconclusive. `p90_interval` is None where p90 is, and
-    in a single process. `cold_start_ms` (load and first
-    inference) is the median of the processes. `throughput_per_s` is in images, one inference after the other.
+    in a single process. `cold_start_ms` (load and first inference, also given apart) is the median of the processes.
+    `throughput_per_s` is in images, one inference after the other. `size_bytes` of the file and its companions.
     """
 
     sha256: Sha256
@@ -76,6 +90,9 @@ class LatencyStats(Record):
     samples: int
     preempted: int
     p90_interval: Interval | None = None
+    load_ms: float | None = None
+    first_ms: float | None = None
+    size_bytes: int | None = None
 
 
 class Ratio(Record):
@@ -99,7 +116,8 @@ class LatencyComparison(Record):
     `speedup` is dense over compressed, from pairs of neighbouring blocks. `control` is the same for dense against
     dense, so it shows the error of the method: when its interval is wider than `control_limit` or misses 1, the
     verdict is inconclusive, and a difference counts only beyond it. `notes` say why a verdict is inconclusive and
-    what else was odd. `peak_rss_bytes` is the largest of the timing processes, which hold both files.
+    what else was odd. `peak_rss_bytes` is the largest of the timing processes, which hold both files. `machine` is the
+    device where it is not the machine of the report. `stopped` says why timing ended when it did.
     """
 
     kind: Literal["measured-local", "measured-remote"]
@@ -116,3 +134,7 @@ class LatencyComparison(Record):
     peak_rss_bytes: int
     verdict: Literal["faster", "slower", "no significant difference", "inconclusive", "alone"]
     notes: tuple[str, ...] = ()
+    machine: Environment | None = None
+    drift: Drift | None = None
+    warmth: Warmth | None = None
+    stopped: str = ""

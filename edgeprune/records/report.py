@@ -8,23 +8,12 @@ from edgeprune.records.artifacts import AccuracyComparison, Artifact, Parity
 from edgeprune.records.base import SCHEMA_VERSION, Record, Sha256, Side, Unmeasured
 from edgeprune.records.boundary import SecurityCurve, ThinIce
 from edgeprune.records.latency import LatencyComparison
+from edgeprune.records.machine import Environment
 from edgeprune.records.plan import PrunePlan
 from edgeprune.records.robustness import RobustnessComparison
 from edgeprune.records.verdict import Verdict
 
 _NOT_YET = Unmeasured(unmeasured="the version that wrote this report did not measure it")
-
-
-class Environment(Record):
-    """The machine and the versions behind the numbers."""
-
-    edgeprune: str
-    python: str
-    system: str
-    cpu: str
-    cores: int
-    cpu_features: tuple[str, ...]
-    packages: dict[str, str]
 
 
 class ModelInfo(Record):

@@ -120,9 +120,9 @@ def strips(report: Report) -> tuple[Strip, ...]:
         return ()
     files: list[tuple[Side, str, LatencyStats]] = []
     for item in report.latency:
-        files.append(("dense", item.runtime.name, item.dense))
+        files.append(("dense", _where(item), item.dense))
         if item.compressed is not None:
-            files.append(("compressed", item.runtime.name, item.compressed))
+            files.append(("compressed", _where(item), item.compressed))
     longest = max((_longest(stats) for *_, stats in files), default=1.0)
     return tuple(
         Strip(
@@ -151,6 +151,10 @@ def axis(longest: float, start: float, end: float) -> Axis:
     step *= next((factor for factor in (1, 2, 2.5, 5, 10) if longest / (step * factor) <= 5.5), 10)
     count = max(math.ceil(longest / step - 1e-9), 1)
     return Axis(step * count, start, end, tuple(step * index for index in range(count + 1)))
+
+
+def _where(item: LatencyComparison) -> str:
+    return f"{item.runtime.name} on {item.target}" if item.kind == "measured-remote" else item.runtime.name
 
 
 def _timed(latency: tuple[LatencyComparison, ...], sha256: str) -> LatencyComparison | None:

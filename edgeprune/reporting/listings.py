@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune.records import LatencyStats, Proportion, Unmeasured
+from edgeprune.records import Environment, LatencyStats, Proportion, Unmeasured
 from edgeprune.robustness.suites import effort
 
 if TYPE_CHECKING:
@@ -77,16 +77,24 @@ def print_measured(found: Measured, console: Console) -> None:
     latency = found.latency
     runtime = latency.runtime
     console.print(f"{runtime.name} {runtime.version}, {runtime.precision}, {latency.kind} on {latency.target}")
+    options = ", ".join(f"{name} {value}" for name, value in runtime.options.items())
+    console.print(f"{options}" + (f"; {_machine(latency.machine)}" if latency.machine else ""), markup=False)
     console.print(
         f"{runtime.threads} thread(s), batch {latency.batch_size}, {latency.processes} processes, {found.inputs} images"
     )
-    table = _table("file", ">p50 ms", ">95 %", ">p90", ">p99", ">min", ">images/s", ">cold ms", ">samples")
+    table = _table("file", ">p50 ms", ">95 %", ">p90", ">p99", ">min", ">images/s", ">samples")
     if latency.compressed is None:
         _add_stats(table, found.file, latency.dense)
     else:
         _add_stats(table, "against", latency.dense)
         _add_stats(table, found.file, latency.compressed)
     console.print(table)
+    for name, stats in (
+        ("against" if latency.compressed else found.file, latency.dense),
+        (found.file, latency.compressed),
+    ):
+        if stats is not None:
+            console.print(_start(name, stats), markup=False)
     console.print(f"sha256 {found.sha256}")
     control = latency.control
     if latency.speedup:
@@ -96,8 +104,15 @@ def print_measured(found: Measured, console: Console) -> None:
         f"A/A control {control.value:.3f}x ({control.interval.low:.3f} to {control.interval.high:.3f}); "
         f"peak memory {latency.peak_rss_bytes / 1e6:,.0f} MB"
     )
+    if latency.stopped:
+        console.print(f"stopped because {latency.stopped}", markup=False)
     for note in latency.notes:
         console.print(Text(f"note: {note}", "yellow"))
+    if found.parity:
+        console.print(
+            f"the logits there and here differ by at most {found.parity.max_difference:.1g} "
+            f"(allowed: {found.parity.tolerance:.0e}; {found.parity.inputs} images)"
+        )
     if found.accuracy:
         console.print(f"accuracy {_share(found.accuracy)}", markup=False)
 
@@ -191,13 +206,29 @@ def _add_stats(table: Table, name: str, stats: LatencyStats) -> None:
         _or_dash(stats.p99_ms),
         f"{stats.min_ms:.3f}",
         f"{stats.throughput_per_s:,.0f}",
-        f"{stats.cold_start_ms:.0f}",
         f"{stats.samples}" + (f" (-{stats.preempted})" if stats.preempted else ""),
     )
 
 
 def _or_dash(value: float | None) -> str:
     return "too few" if value is None else f"{value:.3f}"
+
+
+def _machine(machine: Environment) -> str:
+    """The device in a line."""
+    return f"{machine.cpu}, {machine.cores} cores, {machine.system}, Python {machine.python}"
+
+
+def _start(name: str, stats: LatencyStats) -> str:
+    """Size and cold start of a file in a line."""
+    size = "" if stats.size_bytes is None else f"{stats.size_bytes / 1000:,.0f} kB; "
+    if stats.load_ms is None or stats.first_ms is None:
+        return f"{name}: {size}cold start {_whole(stats.cold_start_ms)} ms"
+    return f"{name}: {size}cold start: load {_whole(stats.load_ms)} ms, first inference {_whole(stats.first_ms)} ms"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _share(value: Proportion | Unmeasured) -> str:

@@ -221,6 +221,7 @@ def _provenance(report: Report) -> str:
             for item in report.data
         ),
         f"- Machine: {text(environment.cpu)}, {environment.cores} cores, {text(environment.system)}",
+        *(f"- {line}" for line in _devices(report)),
         f"- edgeprune {text(environment.edgeprune)}, Python {text(environment.python)}, {text(report.created)}",
         f"- Seed: {report.seed}",
         f"- Command: {code(report.command)}",
@@ -232,6 +233,17 @@ def _provenance(report: Report) -> str:
             f"- Attack: {text(threat(report.robustness.threat))}, on {report.robustness.threat.samples:,} images"
         )
     return "\n".join([*lines, "", *facts])
+
+
+def _devices(report: Report) -> list[str]:
+    """A line for every device that is not the machine of the report."""
+    if isinstance(report.latency, Unmeasured):
+        return []
+    told = {item.target: item.machine for item in report.latency if item.machine is not None}
+    return [
+        f"Device {text(name)}: {text(machine.cpu)}, {machine.cores} cores, {text(machine.system)}"
+        for name, machine in told.items()
+    ]
 
 
 def _folded(summary: str, body: str) -> str:

@@ -157,7 +157,7 @@ def flips(report: Report) -> tuple[Flips, ...]:
     """Images that one file gets right and the other wrong: clean a runtime, then under attack."""
     rows: list[Flips] = []
     if not isinstance(report.accuracy, Unmeasured):
-        rows.extend(_flips("Clean", item.runtime.name, item.dense, item.drop) for item in report.accuracy)
+        rows.extend(_flips("Clean", _where(item), item.dense, item.drop) for item in report.accuracy)
     if not isinstance(report.robustness, Unmeasured):
         item = report.robustness
         rows.append(_flips("Under attack", threat(item.threat), item.dense.robust, item.drop))
@@ -218,10 +218,15 @@ def proportion(value: Proportion) -> Figure:
 
 
 def place(item: LatencyComparison) -> str:
-    """Where a latency was measured: runtime, threads, and the batch where it is more than one image."""
+    """Where a latency was measured: runtime, a device that is not this machine, threads, a batch of more than one."""
     threads = item.runtime.threads
     batch = f", batch {item.batch_size}" if item.batch_size != 1 else ""
-    return f"{item.runtime.name}, {threads} thread{'s' if threads != 1 else ''}{batch}"
+    device = f" on {item.target}" if item.kind == "measured-remote" else ""
+    return f"{item.runtime.name}{device}, {threads} thread{'s' if threads != 1 else ''}{batch}"
+
+
+def _where(item: AccuracyComparison) -> str:
+    return f"{item.runtime.name} on {item.target}" if item.target else item.runtime.name
 
 
 # ------------------------------------------------------------------------------------------------- gate rows
@@ -297,7 +302,7 @@ def _accuracy(measured: tuple[AccuracyComparison, ...] | Unmeasured) -> tuple[Ch
     return tuple(
         Change(
             "Clean accuracy",
-            f"{item.runtime.name}, n = {item.dense.total:,}",
+            f"{_where(item)}, n = {item.dense.total:,}",
             proportion(item.dense),
             proportion(item.compressed),
             drop(item.drop),
