@@ -9,7 +9,8 @@ depthwise convolution reaches a tenth of the rate of a pointwise one (nn-Meter, 
 a time for that reason). Coefficients are fitted to *relative* errors, so that small networks count as much as large
 ones, are never negative (Lawson and Hanson 1974), and a ridge shares the time between classes that the few anchors
 cannot tell apart. Its strength was chosen by leaving out one anchor at a time on the 32 sets of
-`benchmarks/estimator.py`, without a look at the networks that they are tested on. MACs alone are far off (`benchmarks/estimator.py` prints by how much).
+`benchmarks/estimator.py`, without a look at the networks that they are tested on. MACs alone are far off: it prints by
+how much.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def predict(coefficients: Mapping[str, float], work: Work) -> float:
     unknown = [name for name in CLASSES if getattr(work, name) > 0 and name not in coefficients]
     if unknown:
         raise UsageError(f"the calibration knows nothing of {' and '.join(unknown)}: no anchor has any")
-    return sum(value * getattr(work, name) for name, value in coefficients.items())
+    return float(sum(value * getattr(work, name) for name, value in coefficients.items()))
 
 
 def errors(coefficients: Mapping[str, float], tests: Sequence[Anchor]) -> tuple[float, ...]:
