@@ -17,6 +17,7 @@ from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config, LatencyConfig, PruneConfig
 from edgeprune.console import Console
+from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import LatencyFile, PrunePlan, Side
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from edgeprune.config import RemoteConfig
+    from edgeprune.latency.settings import RemoteConfig
     from edgeprune.records import BlockSamples, Environment, LatencyFile, LatencyRequest, RuntimeInfo
     from edgeprune.types import (
         AttackBudget,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -16,3 +17,12 @@ class Section(BaseModel):
 def setting(default: Any, help: str, *, flag: str = "", **limits: Any) -> Any:
     """A field with its help text; `flag` names the command-line option where the field's own name would not do."""
     return Field(default, description=help, json_schema_extra={"flag": flag} if flag else None, **limits)
+
+
+def _not_empty(value: object) -> object:
+    if value == "":  # which pathlib takes for the current folder
+        raise ValueError("must name a file or a folder")
+    return value
+
+
+Place = Annotated[Path, BeforeValidator(_not_empty)]

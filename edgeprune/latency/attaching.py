@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from edgeprune import protocols
-from edgeprune.config import RemoteConfig
 from edgeprune.errors import DeviceError, ParityError, UsageError
 from edgeprune.latency.profiles import ANY_ARCHITECTURE, Profile
+from edgeprune.latency.settings import RemoteConfig
 from edgeprune.records import LatencyFile, Parity, RuntimeInfo
 
 if TYPE_CHECKING:

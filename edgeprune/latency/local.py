@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from edgeprune.config import RemoteConfig
 from edgeprune.errors import MeasurementError, UsageError
 from edgeprune.latency.machine import fastest_cores
 from edgeprune.latency.runner import Job, Outcome
+from edgeprune.latency.settings import RemoteConfig
 from edgeprune.protocols import Device, Runtime, find
 from edgeprune.records import BlockSamples, LatencyFile, LatencyRequest, RuntimeInfo
 from edgeprune.types import Progress

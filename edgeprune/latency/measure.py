@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeprune import protocols
-from edgeprune.config import LatencyConfig
 from edgeprune.errors import DataError, MeasurementError
 from edgeprune.files import sha256_of
 from edgeprune.latency import stopping
 from edgeprune.latency.protocol import compare
 from edgeprune.latency.runner import BATCHES
+from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import BlockSamples, LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ import numpy as np
 from pydantic import ValidationError
 
 import edgeprune
-from edgeprune.config import RemoteConfig
 from edgeprune.errors import DeviceError, MeasurementError, UsageError
 from edgeprune.files import sha256_of
 from edgeprune.latency.kept import Kept
 from edgeprune.latency.parcel import Sent, sent_alone, sent_files, write_runner
+from edgeprune.latency.settings import RemoteConfig
 from edgeprune.latency.ssh import Connection, LostError, cannot_write
 from edgeprune.records import BlockSamples, Environment, LatencyFile, LatencyRequest, RuntimeInfo
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from edgeprune.config import LatencyConfig
+from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import LatencyComparison, Ratio
 
 LOOKS = (5, 8, 12)
