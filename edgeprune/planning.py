@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
-from edgeprune.config import Config, LatencyConfig, PruneConfig
+from edgeprune.config import Config, PruneConfig
 from edgeprune.console import Console
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import LatencyFile, PrunePlan, Side
