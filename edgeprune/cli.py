@@ -227,6 +227,18 @@ def report(
 
 
 @app.command()
+@settings("run", "model", "data", "latency", "certify")
+def certify(file: ExportedFile, config: ConfigFile = None, as_json: Json = False, *, flags: Flags) -> None:
+    """Certify the smoothed classifier made of an exported file (randomised smoothing), not the file as served."""
+    from edgeprune.certifying import certify_file
+    from edgeprune.config import load_config
+    from edgeprune.reporting.listings import print_certified
+
+    found = certify_file(file, load_config(config, flags), _messages())
+    typer.echo(found.to_json(), nl=False) if as_json else print_certified(str(file), found, _stdout())
+
+
+@app.command()
 @settings("run", "data", "latency")
 def compare(
     before: Annotated[Path, typer.Argument(help="The run before: its folder or report.json.", show_default=False)],

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from edgeprune.budgets import METRICS, BudgetConfig, Limits
 from edgeprune.errors import UsageError
 from edgeprune.latency.settings import LatencyConfig, RemoteConfig
+from edgeprune.margins import BoundaryConfig, CertifyConfig
 from edgeprune.protocols import did_you_mean
 from edgeprune.pruning.limits import Span as WidthSpan
 from edgeprune.pruning.limits import WidthLimits, amount, span
@@ -197,28 +198,6 @@ class AttackConfig(Section):
         return self
 
 
-class BoundaryConfig(Section):
-    samples: int | None = setting(
-        None,
-        "Search the decision boundary around this many test images, the attacked ones first (default: around the "
-        "attacked ones; 0: around none).",
-        flag="distance-samples",
-        ge=0,
-    )
-    steps: int = setting(60, "Gradient steps of that search.", flag="distance-steps", gt=0)
-    curve: tuple[Epsilon, ...] = setting(
-        (), "Check the security curve at these epsilons too, each with the attack itself.", flag="curve"
-    )
-
-    @model_validator(mode="after")
-    def _something_to_check(self) -> BoundaryConfig:
-        if self.curve and self.samples == 0:
-            raise ValueError("a curve needs distances: set samples above 0, or leave the curve out")
-        if len({Fraction(epsilon) for epsilon in self.curve}) < len(self.curve):
-            raise ValueError("the curve must name each epsilon once")
-        return self
-
-
 class RunConfig(Section):
     target: str = setting("cpu", "Hardware profile, by name or as a path to a TOML file.")
     out: Place | None = setting(None, "Output folder (default: runs/MODEL-TARGET).")
@@ -254,6 +233,7 @@ class Config(Section):
     remote: RemoteConfig = RemoteConfig()
     attack: AttackConfig = AttackConfig()
     boundary: BoundaryConfig = BoundaryConfig()
+    certify: CertifyConfig = CertifyConfig()
     budget: BudgetConfig = BudgetConfig(scopes={})
     run: RunConfig = RunConfig()
 

@@ -64,7 +64,7 @@ def measure_file(file: Path, against: Path | None, config: Config, *, accuracy: 
             f"{file.name} and {against.name} are not of one kind", hint="both files are timed in one runtime"
         )
     runtime, session = open_file(file, config.latency.threads)
-    form = _form(file, config, session)
+    form = form_of(file, config, session)
     split = split_of(config, form) if config.data.test else None
     images = _images(config, form, split)
     timed = latency_file(file, _companions(file))
@@ -144,7 +144,7 @@ def open_file(file: Path, threads: int) -> tuple[protocols.Runtime, protocols.Se
     )
 
 
-def _form(file: Path, config: Config, session: protocols.Session) -> InputForm:
+def form_of(file: Path, config: Config, session: protocols.Session) -> InputForm:
     """What images must look like for the file: what it declares itself, else what the settings say.
 
     Mean and std are inside the file; bounds and the way of image files to the input shape are not.

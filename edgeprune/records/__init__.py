@@ -28,6 +28,7 @@ from edgeprune.records.boundary import (
     SecurityCurve,
     ThinIce,
 )
+from edgeprune.records.certificate import Certified, CertifiedAt, Noise
 from edgeprune.records.comparison import LayerPair, Paired, RunComparison, RunName, TimesCompared, Unpaired, Weighed
 from edgeprune.records.latency import (
     BlockSamples,
@@ -59,6 +60,8 @@ __all__ = [
     "AttackPart",
     "AttackedFile",
     "BlockSamples",
+    "Certified",
+    "CertifiedAt",
     "CurveCheck",
     "CurveSide",
     "Decile",
@@ -79,6 +82,7 @@ __all__ = [
     "LayerChange",
     "LayerPair",
     "ModelInfo",
+    "Noise",
     "Paired",
     "PairedDrop",
     "Parity",

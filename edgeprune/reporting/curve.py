@@ -9,8 +9,8 @@ from edgeprune.reporting.figures import Axis, axis
 from edgeprune.reporting.ice import in_units
 
 WIDTH, HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 34, 52
-_BEYOND, _MOST = 1.3, 3.0  # the axis ends between these multiples of the largest check
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 34, 52
+_BEYOND, _MOST = 1.3, 2.0  # the axis ends between these multiples of the largest check
 _SLOT_SHARE = 0.34  # of a decile's width, one bar
 
 

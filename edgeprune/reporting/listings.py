@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune.records import Environment, LatencyStats, Proportion, Unmeasured
+from edgeprune.records import Certified, Environment, LatencyStats, Proportion, Unmeasured
 from edgeprune.robustness.suites import effort
 
 if TYPE_CHECKING:
@@ -147,6 +147,28 @@ def print_replayed(found: Replayed, console: Console) -> None:
     console.print(f"clean accuracy   {_share(found.clean)}", markup=False)
     console.print(
         f"left standing    {_share(found.robust)}  (by replay alone: no evidence of robustness)", markup=False
+    )
+
+
+def print_certified(file: str, found: Certified, console: Console) -> None:
+    """Certified accuracy by radius, and what it is about: the smoothed classifier, not the file as served."""
+    noise = found.noise
+    console.print(Text.assemble((file, "bold"), f"  sha256 {found.sha256}"))
+    console.print(f"judged by {found.runtime.name} {found.runtime.version}, {found.runtime.precision}")
+    console.print(
+        f"noise of sigma {noise.sigma:g}, {noise.guesses:,} + {noise.draws:,} draws an image, seed {noise.seed}; "
+        f"each radius is wrong with a probability of at most {noise.alpha:g}"
+    )
+    console.print(f"accuracy of the file itself  {_share(found.plain)}", markup=False)
+    console.print("\nthe smoothed classifier, not the file as it is served:")
+    table = _table(">within l2", "certified right")
+    for each in found.at:
+        beyond = " (more draws are needed to show it)" if each.radius > found.largest_radius else ""
+        table.add_row(f"{each.radius:g}", Text(_share(each.right) + beyond))
+    console.print(table)
+    console.print(
+        f"abstained on {found.abstained} of {found.plain.total}; {noise.draws:,} draws can show a radius of at most "
+        f"{found.largest_radius:.3g}"
     )
 
 
