@@ -19,6 +19,7 @@ from edgeprune.latency.profiles import load_profile
 from edgeprune.records import (
     AccuracyComparison,
     LatencyComparison,
+    LayerProfile,
     ModelInfo,
     Report,
     RobustnessComparison,
@@ -44,6 +45,7 @@ class Found:
     accuracy: tuple[AccuracyComparison, ...] | Unmeasured
     latency: tuple[LatencyComparison, ...] | Unmeasured
     robustness: RobustnessComparison | Unmeasured
+    layer_times: LayerProfile | Unmeasured
     surveyed: Surveyed
     there: tuple[OnDevice, ...] = ()
 
@@ -108,6 +110,7 @@ def finish(run: Run, found: Found) -> Report:
         parity=(*found.exported.parity, *(item for there in found.there for item in there.parity)),
         accuracy=_everywhere(found),
         latency=found.latency,
+        layer_times=found.layer_times,
         robustness=found.robustness,
         thin_ice=found.surveyed.thin_ice,
         curve=found.surveyed.curve,

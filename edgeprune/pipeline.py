@@ -11,6 +11,7 @@ from edgeprune.assembly import Found, finish, open_run
 from edgeprune.boundary import survey
 from edgeprune.config import Config
 from edgeprune.console import Console
+from edgeprune.layerwise import layer_times
 from edgeprune.records import Report
 
 
@@ -27,9 +28,10 @@ def compress(model: Path, config: Config, *, command: str = "", console: Console
         accuracy = run.accuracy(exported)
         there = run.there(exported)
         latency = run.latency(exported)
+        layers = layer_times(run, exported)
         robustness = run.attack(exported)
         surveyed = survey(run, exported, robustness)
-        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness, surveyed, there))
+        return finish(run, Found(planned, recovered, exported, accuracy, latency, robustness, layers, surveyed, there))
 
 
 def run_folder(model: Path, config: Config) -> Path:

@@ -69,7 +69,11 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """What serves a file: names its format, makes it from the ONNX graph, opens it."""
+    """What serves a file: names its format, makes it from the ONNX graph, opens it.
+
+    One that can profile has a method `node_times(path, images, *, threads, seconds)` besides, which gives the number of
+    inferences and a `NodeTime` a node; without it, the report says that the layers were not profiled.
+    """
 
     name: str
     format: str

@@ -237,6 +237,10 @@ class Run:
         range_ = Range(self.bundle, *self._images(_TIMING_IMAGES), self.config.latency, self._seed, self.device)
         return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console)
 
+    def images(self, count: int) -> Floats:
+        """Up to `count` images to time with, float32 (M, C, H, W)."""
+        return self._images(count)[0]
+
     # --------------------------------------------------------------------------------------------- work
 
     def _step(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[Step, list[Path]]:

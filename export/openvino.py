@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.errors import ExportError, OutputError
 from edgeprune.files import replacing
 from edgeprune.latency import serving
+from edgeprune.latency.repeating import repeat, typical
 from edgeprune.protocols import Session
-from edgeprune.records import RuntimeInfo
+from edgeprune.records import NodeTime, RuntimeInfo
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats
@@ -87,6 +88,32 @@ class OpenVino:
     def open(self, path: Path, *, threads: int) -> Session:
         """Compile in float32 on the CPU; ExportError when OpenVINO refuses the file."""
         return OpenVinoSession(path, threads)
+
+    def node_times(
+        self, path: Path, images: Floats, *, threads: int, seconds: float
+    ) -> tuple[int, tuple[NodeTime, ...]]:
+        """(inferences, what each node took), from OpenVINO's performance counts."""
+        import openvino
+
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "PERF_COUNT": True,
+        }
+        request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+        found: dict[tuple[str, str], list[float]] = {}
+
+        def run(number: int) -> None:
+            image = number % len(images)
+            request.infer([images[image : image + 1]])
+            for node in request.profiling_info:
+                if node.status.name == "EXECUTED":
+                    key = node.node_name.removesuffix("/WithoutBiases"), node.node_type
+                    found.setdefault(key, []).append(node.real_time.total_seconds() * 1000)
+
+        count = repeat(run, seconds)
+        return count, tuple(NodeTime(name=name, operator=op, ms=typical(ms)) for (name, op), ms in found.items())
 
 
 def _name_by_position(model: Any) -> None:

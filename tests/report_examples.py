@@ -19,6 +19,8 @@ from edgeprune.records import (
     LatencyComparison,
     LatencyStats,
     LayerChange,
+    LayerProfile,
+    LayerTime,
     ModelInfo,
     PairedDrop,
     Parity,
@@ -89,6 +91,7 @@ def example_report(**changes: Any) -> Report:
         "parity": (example_parity(ONNX, ORT), example_parity(XML, OPENVINO)),
         "accuracy": (example_accuracy(), example_accuracy(OPENVINO)),
         "latency": (example_latency(), example_latency(OPENVINO)),
+        "layer_times": example_layer_times(),
         "robustness": example_robustness(),
         "thin_ice": example_ice(ORT, DENSE_ONNX, ONNX),
         "curve": example_curve(ORT, DENSE_ONNX, ONNX),
@@ -132,6 +135,7 @@ def hostile_report(**changes: Any) -> Report:
         "data": (SplitInfo(role="test", name=HOSTILE, samples=3000, digest=digest("e")),),
         "artifacts": tuple(item.model_copy(update={"path": HOSTILE}) for item in example_artifacts()),
         "warnings": (HOSTILE,),
+        "layer_times": example_layer_times(HOSTILE),
         "robustness": example_robustness(warnings=(HOSTILE,), conclusive=False),
     }
     return example_report(**{**fields, **changes})
@@ -283,6 +287,22 @@ def example_latency(runtime: RuntimeInfo = ORT, **changes: Any) -> LatencyCompar
         "verdict": "faster",
     }
     return LatencyComparison(**{**fields, **changes})
+
+
+def example_layer_times(name: str = "block1.conv1") -> LayerProfile:
+    return LayerProfile(
+        runtime="onnxruntime",
+        threads=1,
+        dense_sha256=DENSE_ONNX,
+        compressed_sha256=ONNX,
+        inferences=(900, 1500),
+        layers=(
+            LayerTime(name="stem", is_layer=True, dense_ms=0.031, compressed_ms=0.018),
+            LayerTime(name=name, is_layer=True, dense_ms=0.212, compressed_ms=0.094),
+            LayerTime(name="block9", is_layer=True, dense_ms=0.1, compressed_ms=None),
+            LayerTime(name="Relu", is_layer=False, dense_ms=0.02, compressed_ms=0.012),
+        ),
+    )
 
 
 def example_times(sha256: str, p50: float) -> LatencyStats:

@@ -365,7 +365,7 @@ def test_a_read_only_folder_is_named(project: Path, edgeprune: Command) -> None:
 # --------------------------------------------------------------------------------------------------- a full disk
 
 STAGES = (
-    *("plan", "recover", "export", "accuracy", "latency-onnxruntime"),
+    *("plan", "recover", "export", "accuracy", "latency-onnxruntime", "layers"),
     *("attack-dense", "attack-compressed", "report"),
 )
 

@@ -138,13 +138,13 @@ def test_json_alone_on_stdout_and_stages_are_kept(project: Path, edgeprune: Comm
     assert said.code == 0
     assert json.loads(said.out)["schema_version"] == "1"
     assert said.out == (project / "run" / "report.json").read_text()
-    assert said.err.count("kept from the run before") == 10
+    assert said.err.count("kept from the run before") == 11
 
 
 def test_another_setting_redoes_what_depends_on_it(project: Path, edgeprune: Command) -> None:
     said = edgeprune("compress", "model.pt", "--attack-steps", "2")
     kept = [line.split(":")[0] for line in said.err.splitlines() if "kept" in line]
-    assert kept == ["plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino"]
+    assert kept == ["plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino", "layers"]
     report = read_record(Report, project / "run" / "report.json")
     assert not isinstance(report.robustness, Unmeasured)
     assert report.robustness.threat.steps == 2

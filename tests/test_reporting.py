@@ -52,7 +52,8 @@ BUDGET = BudgetConfig.model_validate(
     }
 )
 SECTIONS = [
-    *("verdict", "changes", "picture", "curve", "thin-ice", "flips", "removed", "left-alone", "attack", "parity"),
+    *("verdict", "changes", "picture", "curve", "thin-ice", "flips", "layers", "removed", "left-alone", "attack"),
+    "parity",
     *("provenance", "reproduce"),
 ]
 

@@ -15,7 +15,7 @@ import tiny
 
 HERE = Path(__file__).parent
 STAGES = (
-    *("plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino"),
+    *("plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino", "layers"),
     *("attack-dense", "attack-compressed", "distances-dense", "distances-compressed", "report"),
 )
 pytestmark = pytest.mark.timeout(1200)
@@ -74,6 +74,7 @@ def test_the_reports_agree_but_for_clocks(runs: dict[str, Any]) -> None:
     for report in reports:
         report.pop("created")
         report.pop("latency")  # samples
+        report.pop("layer_times")
         report["recovery"].pop("seconds")
         for side in ("dense", "compressed"):
             report["robustness"][side].pop("seconds")

@@ -145,6 +145,18 @@ def layer_bars(report: Report) -> tuple[LayerBar, ...]:
     return tuple(LayerBar(_share(layer.dense_macs, largest), _share(layer.macs, largest)) for layer in report.layers)
 
 
+def time_bars(report: Report) -> tuple[LayerBar, ...]:
+    """A bar for each profiled layer, in its order, against the longest."""
+    if isinstance(report.layer_times, Unmeasured):
+        return ()
+    layers = report.layer_times.layers
+    longest = max((max(layer.dense_ms or 0.0, layer.compressed_ms or 0.0) for layer in layers), default=1.0)
+    return tuple(
+        LayerBar(_share(layer.dense_ms or 0.0, longest), _share(layer.compressed_ms or 0.0, longest))
+        for layer in layers
+    )
+
+
 def axis(longest: float, start: float, end: float) -> Axis:
     """An axis from zero to a round value at or above `longest`, with four to six ticks."""
     step = 10 ** math.floor(math.log10(longest / 4)) if longest > 0 else 0.25

@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from edgeprune.records import Artifact, Report, Unmeasured
+from edgeprune.records import Artifact, LayerTime, Report, Unmeasured
 from edgeprune.reporting import curve, figures, ice, numbers, view
 from edgeprune.robustness.suites import effort
 
@@ -42,6 +42,7 @@ def html(report: Report) -> str:
             decile_plot=curve.decile_plot(report),
             **_boundary(report),
             layers=tuple(zip(report.layers, figures.layer_bars(report), strict=True)),
+            timed_layers=_timed_layers(report),
             gate_command=_gate_command(report),
             files=tuple((artifact, _files(artifact)) for artifact in report.artifacts),
             names={artifact.sha256: artifact.path for artifact in report.artifacts},
@@ -83,6 +84,12 @@ def tiles(report: Report) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         remarks = (f"{before} → {after}", change.change.spread)
         found[name] = (name, change.change.text, tuple(line for line in remarks if line))
     return tuple(found[name] for name in names.values() if name in found)
+
+
+def _timed_layers(report: Report) -> tuple[tuple[LayerTime, figures.LayerBar], ...]:
+    if isinstance(report.layer_times, Unmeasured):
+        return ()
+    return tuple(zip(report.layer_times.layers, figures.time_bars(report), strict=True))
 
 
 def _gate_command(report: Report) -> str:
