@@ -380,3 +380,15 @@ def test_cache_does_not_keep_a_network_from_its_constructor(tmp_path: Path) -> N
     images = torch.rand(2, *SHAPE)
     with torch.no_grad():
         assert torch.equal(again.module(images), pruned.module(images))
+
+
+def test_table_that_nothing_learned_makes_is_no_group() -> None:
+    def forward(self: Lambda, x: Tensor) -> Tensor:
+        bias = self.fc2(torch.relu(self.fc1(self.table)))
+        return self.head(torch.relu(self.patch(x) + bias.T[..., None]).mean((2, 3)))
+
+    layers = {"patch": nn.Conv2d(3, 8, 3), "fc1": nn.Linear(2, 6), "fc2": nn.Linear(6, 8), "head": nn.Linear(8, 4)}
+    bundle = toy(forward, **layers)
+    bundle.module.register_buffer("table", torch.rand(1, 2))
+    assert widths(trace(bundle)) == {"patch": 8, "fc1": 6}
+    assert_pruned_right(bundle)

@@ -58,6 +58,8 @@ class Flow:
 
     axes: Axes = field(default_factory=Axes)
     weights: dict[str, Mark] = field(default_factory=dict)
+    """Parameters and buffers by name."""
+    parameters: frozenset[str] = frozenset()
     read: set[tuple[str, int]] = field(default_factory=set)
     """(parameter, dimension) that takes an activation's channels in."""
     inputs: dict[str, Labels | None] = field(default_factory=dict)
@@ -89,7 +91,8 @@ def watch(module: nn.Module, input_shape: Shape) -> Flow:
 
     Errors: whatever its forward pass raises.
     """
-    flow = Flow(layers=dict(module.named_modules()))
+    names = frozenset(name for name, _ in module.named_parameters())
+    flow = Flow(layers=dict(module.named_modules()), parameters=names)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and tensor.dim():
             mark = Mark([_labels(flow, name, tensor, dim) for dim in range(tensor.dim())], weight=name)

@@ -206,7 +206,9 @@ def _contract(flow: Flow, left: Mark, right: Mark, output: Tensor, bias: Tensor 
     elif len(left.dims) > 2:
         batch = list(left.dims[:-2])
     outer = [left.dims[-2] if len(left.dims) > 1 else None, right.dims[-1]]
-    weights = [(mark.weight, dim) for mark, dim in ((left, left.dims[-1]), (right, right.dims[-2])) if mark.weight]
+    sides = ((left, left.dims[-1]), (right, right.dims[-2]))
+    weights = [(mark.weight, dim) for mark, dim in sides if mark.weight in flow.parameters]
+    weights = weights[-1:]  # of two, the first stands for an activation: learned tokens, a table
     for name, labels in weights:
         _reads(flow, name, labels)
     if not weights and inner is not None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from edgeprune.pruning.axes import Labels
 from edgeprune.pruning.flow import Flow, Maker
+from edgeprune.pruning.surgery import WEIGHTED
 from edgeprune.types import Group, Member
 
 
@@ -62,7 +63,7 @@ def candidates(flow: Flow, odd: Mapping[str, str]) -> list[Candidate]:
             classes[(flow.axes.axis_of(atom), *sorted((s, len(i)) for s, i in spots.items()))].append(atom)
     multiplied = {atom for each in flow.contractions for term in set(each.labels.tolist()) for atom in
                   flow.axes.atoms(term)}  # fmt: skip
-    made = [_candidate(atoms, footprints, bool(multiplied & set(atoms))) for atoms in classes.values()]
+    made = [_candidate(flow, atoms, footprints, bool(multiplied & set(atoms))) for atoms in classes.values()]
     beside = _beside(flow, multiplied)
     heads = [bool(beside & set(atoms)) for atoms in classes.values()]
     return list(_named((each, head) for each, head in zip(made, heads, strict=True) if each is not None))
@@ -76,7 +77,9 @@ def _beside(flow: Flow, multiplied: set[int]) -> set[int]:
     return set().union(*(atoms - multiplied for atoms in sets if atoms & multiplied and len(atoms) > 1))
 
 
-def _candidate(atoms: list[int], footprints: Mapping[int, dict[Spot, list[int]]], multiplied: bool) -> Candidate | None:
+def _candidate(
+    flow: Flow, atoms: list[int], footprints: Mapping[int, dict[Spot, list[int]]], multiplied: bool
+) -> Candidate | None:
     members: list[Member] = []
     scales: list[Member] = []
     sizes: dict[int, tuple[tuple[int, ...], ...]] = {}
@@ -89,9 +92,10 @@ def _candidate(atoms: list[int], footprints: Mapping[int, dict[Spot, list[int]]]
         members.append(Member(spot.name, spot.kind, role, channels, spot.dim))
         if role != "zero" and len(set(itertools.chain(*channels))) == spot.size:
             sizes.setdefault(spot.size, channels)
-    if all(member.role == "out" for member in members):
-        return None  # nothing takes its channels in: the network's output, or a table
-    maker = next((m for m in members if m.role == "out" and m.kind in ("CONV", "LINEAR")), members[0])
+    makers = [m for m in members if m.role == "out" and (m.kind in WEIGHTED or m.name in flow.parameters)]
+    if not makers or all(member.role == "out" for member in members):
+        return None  # nothing takes its channels in (the network's output), or nothing learned makes them (a table)
+    maker = next((member for member in makers if member.kind in WEIGHTED), makers[0])
     sizes[len(atoms)] = tuple((index,) for index in range(len(atoms)))
     return Candidate(Group(maker.name, len(atoms), tuple(members)), tuple(scales), sizes, multiplied)
 
