@@ -285,22 +285,33 @@ def schema(
 
 
 @app.command()
+@settings("latency", "remote")
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show one profile (a name, or a path to a TOML file).")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(help="show, probe or calibrate; a target's name shows it; nothing lists them."),
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="The target (a name, or a path to a TOML file).")] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="Write the profile to this TOML file.")] = None,
+    config: ConfigFile = None,
     as_json: Json = False,
+    *,
+    flags: Flags,
 ) -> None:
-    """List the hardware profiles, or show one with the source of every figure."""
-    from edgeprune.latency.profiles import list_profiles, load_profile
+    """List the hardware profiles; show one, probe its machine, or calibrate its latency estimates on it."""
+    from edgeprune.config import load_config
+    from edgeprune.latency.profiles import list_profiles
     from edgeprune.reporting.listings import print_profile, print_profiles
+    from edgeprune.targets import profile_for
 
-    if name is None:
+    if what is None:
         profiles = list_profiles()
         if as_json:
             typer.echo("[" + ",\n".join(profile.to_json().rstrip() for profile in profiles) + "]")
         else:
             print_profiles(profiles, _stdout())
         return
-    profile = load_profile(name)
+    profile = profile_for(what, name, load_config(config, flags), write, _messages())
     typer.echo(profile.to_json(), nl=False) if as_json else print_profile(profile, _stdout())
 
 

@@ -117,6 +117,9 @@ class Device(Protocol):
     def logits(self, file: LatencyFile, runtime: str, images: Floats, *, threads: int) -> tuple[RuntimeInfo, Floats]:
         """What the file gives there for images, float32 (N, C, H, W): float32 (N, K), and what ran it."""
 
+    def probe(self) -> dict[str, Any]:
+        """What the machine says of itself, and what was measured: see `edgeprune.latency.board.probe`."""
+
 
 def names(kind: str) -> tuple[str, ...]:
     """Names of the installed plugins of a kind ("criterion", "runtime", "attack" or "device"), sorted."""

@@ -45,8 +45,10 @@ def written(folder: Path, text: str) -> str:
 
 def test_shipped_profiles_load_with_this_machine_first() -> None:
     names = [profile.name for profile in list_profiles()]
-    assert names == ["cpu", "raspberry-pi-4", "raspberry-pi-5", "rk3588"]
-    assert [profile.is_local for profile in list_profiles()] == [True, False, False, False]
+    boards = ["jetson-nano", "jetson-orin-nano", "raspberry-pi-4", "raspberry-pi-5", "rk3399", "rk3588"]
+    assert names == ["cpu", *sorted([*boards, "intel-n100", "snapdragon-888", "stm32h7", "zen4-server"])]
+    assert [profile.name for profile in list_profiles() if profile.is_local] == ["cpu"]
+    assert [profile.name for profile in list_profiles() if profile.measured == "never"] == ["stm32h7"]
 
 
 @pytest.mark.parametrize("profile", list_profiles(), ids=lambda profile: profile.name)

@@ -53,6 +53,8 @@ def attached(profile: Profile, settings: RemoteConfig) -> Iterator[protocols.Dev
         yield protocols.find("device", "local")
     elif settings.host is None:
         yield None
+    elif profile.measured == "never":
+        raise UsageError(f"nothing can be measured on {profile.name}: {profile.description}", hint="leave --host out")
     else:
         plugin: protocols.Device = protocols.find("device", settings.by)
         with plugin.attach(settings) as device:

@@ -1,8 +1,8 @@
 """What runs on a device that is reached over ssh: one job a process, JSON in by stdin, JSON out by stdout.
 
 Promise: needs Python 3.8, numpy and the runtime of the file, and nothing of edgeprune but the modules that travel with
-it (`machine`, `serving`, `timing`). The protocol is the one of this machine, by the same code. A file is hashed before
-it is opened. Nothing outside its folder is written, and only what edgeprune put there is removed.
+it (`machine`, `probing`, `serving`, `timing`). The protocol is the one of this machine, by the same code. A file is
+hashed before it is opened. Nothing outside its folder is written, and only what edgeprune put there is removed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,17 @@ def describe(job: dict[str, Any]) -> dict[str, Any]:
         "free_bytes": shutil.disk_usage(job["folder"]).free,
         "heat": machine.heat(()),
     }
+
+
+def probe(job: dict[str, Any]) -> dict[str, Any]:
+    """`describe`, and what was measured: a matrix product and a copy on one core, its caches."""
+    from edgeprune.latency import probing
+
+    numpy, cores = _numpy(), machine.fastest_cores(1)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    rates = {"gflops": probing.product_gflops(numpy), "copy_gb_s": probing.copy_gb_s(numpy)}
+    return {**describe(job), **rates, "caches": probing.caches()}
 
 
 def present(job: dict[str, Any]) -> list[str]:
@@ -135,7 +146,14 @@ def forget(job: dict[str, Any]) -> list[str]:
     return removed
 
 
-ACTIONS = {"describe": describe, "present": present, "measure": measure, "logits": logits, "forget": forget}
+ACTIONS = {
+    "describe": describe,
+    "present": present,
+    "probe": probe,
+    "measure": measure,
+    "logits": logits,
+    "forget": forget,
+}
 
 
 def main() -> int:

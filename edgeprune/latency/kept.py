@@ -32,11 +32,11 @@ class Kept:
         text = json.dumps([host, machine, runner, job], sort_keys=True)
         return cls(_cache() / "remote" / hashlib.sha256(text.encode()).hexdigest()[:32])
 
-    def read(self, process: int) -> dict[str, Any] | None:
-        """The answer of a process; None when there is none, or it is too old, or not whole."""
+    def read(self, process: int, *, longest_s: float | None = None) -> dict[str, Any] | None:
+        """The answer of a process; None when there is none, or it is too old (a day), or not whole."""
         path = self.folder / f"{process}.json"
         try:
-            if time.time() - path.stat().st_mtime > LONGEST_S:
+            if time.time() - path.stat().st_mtime > (LONGEST_S if longest_s is None else longest_s):
                 return None
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -6,6 +6,7 @@ none of them outlives the call. A process that dies is an error with its last wo
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -60,6 +61,20 @@ class LocalDevice:
             blocks += _run(Job(request=request, process=process, cores=cores))
         progress(f"timed {request.runtime}", 1.0)
         return tuple(blocks)
+
+    def probe(self) -> dict[str, Any]:
+        """The device runner's probe in a fresh process with one thread. MeasurementError when it fails."""
+        # numpy's BLAS takes its threads from the environment when it is loaded.
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, "1")}
+        command = [sys.executable, "-P", "-m", "edgeprune.latency.board"]
+        job = json.dumps({"do": "probe", "folder": "/"}).encode()
+        done = subprocess.run(command, input=job, capture_output=True, env=environment, check=False)
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)["result"]
+        except (ValueError, KeyError) as error:
+            raise MeasurementError("the probe ended without a result", where=_tail(done.stderr)) from error
+        return answer
 
 
 DEVICE = LocalDevice()

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats, Progress
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 6, 25.0
+SHORT = {
+    "processes": QUICK_PROCESSES,
+    "blocks": QUICK_BLOCKS,
+    "block_ms": QUICK_BLOCK_MS,
+    "duration": None,
+    "runs": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +112,7 @@ def quick_ratio(
     device: protocols.Device | None = None,
 ) -> QuickRatio:
     """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report."""
-    short = settings.model_copy(
-        update={
-            "processes": QUICK_PROCESSES,
-            "blocks": QUICK_BLOCKS,
-            "block_ms": QUICK_BLOCK_MS,
-            "duration": None,
-            "runs": None,
-        }
-    )
+    short = settings.model_copy(update=SHORT)
     bench = Bench("quick", device)
     result = measure(dense, compressed, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None)
     assert result.speedup is not None
@@ -125,6 +124,21 @@ def quick_ratio(
         compressed_p50_ms=result.compressed.p50_ms,
         conclusive=result.verdict != "inconclusive",
     )
+
+
+def p50_alone(
+    file: LatencyFile,
+    runtime: str,
+    images: Floats,
+    settings: LatencyConfig,
+    seed: int,
+    device: protocols.Device | None = None,
+) -> float:
+    """p50 of one file in ms from a short run: an anchor for estimates, not for a report."""
+    short = settings.model_copy(update={**SHORT, "processes": 2})
+    bench = Bench("anchor", device)
+    found = measure(file, None, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None)
+    return found.dense.p50_ms
 
 
 def _save(images: Floats, batch_size: int, folder: Path) -> Path:

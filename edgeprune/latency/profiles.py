@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from edgeprune.errors import UsageError
+from edgeprune.latency.estimate import Calibration
 from edgeprune.protocols import did_you_mean
 from edgeprune.records import Record, TargetInfo
 
@@ -46,17 +47,20 @@ class Profile(Record):
     """One device.
 
     `measured` local: this machine is the target. remote: the device is elsewhere, and as long as none is attached
-    its latency is unmeasured. `cores` None: as many as the process may use. `widths` maps a runtime, or "any", to
-    the multiple that its widths should end on.
+    its latency is unmeasured. never: nothing of ours runs there, its figures are all there is. `features`: what the
+    processor has, where it was asked. `estimates` maps a runtime to a calibration of latency estimates. `cores` None:
+    as many as the process may use. `widths` maps a runtime, or "any", to the multiple that its widths should end on.
     """
 
     name: Text
     description: Text
-    measured: Literal["local", "remote"]
+    measured: Literal["local", "remote", "never"]
     architecture: Text
     cores: int | None = Field(None, gt=0)
     widths: dict[str, Width]
     figures: tuple[Figure, ...] = ()
+    features: tuple[str, ...] = ()
+    estimates: dict[str, Calibration] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _widths_for_any(self) -> Profile:
@@ -143,6 +147,6 @@ def _explain(error: ValidationError, place: str) -> UsageError:
 
 
 def _fields_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
-    tables: dict[str, type[BaseModel]] = {"figures": Figure, "widths": Width}
+    tables: dict[str, type[BaseModel]] = {"figures": Figure, "widths": Width, "estimates": Calibration}
     record = tables.get(str(location[0]), Profile) if location else Profile
     return tuple(record.model_fields)

@@ -121,6 +121,11 @@ class Attached:
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise MeasurementError(f"{self.name} gave an answer that is none: {error}") from error
 
+    def probe(self) -> dict[str, Any]:
+        """What the machine says of itself, and what was measured on one core. Errors: those of the device."""
+        found: dict[str, Any] = self._do({"do": "probe", "folder": self.settings.folder})
+        return found
+
     def close(self, *, finished: bool) -> None:
         """Remove what was sent, and, when all is done, what was kept here. A device that is gone stays as it is."""
         places = [sent.there for sent in self.sent.values()]
@@ -155,7 +160,8 @@ class Attached:
 
     def _ask(self, job: dict[str, Any], timeout_s: float = 60.0) -> Any:
         """The runner's result for a job; its failure as the error that it is."""
-        threads = f"OMP_NUM_THREADS={int(job.get('threads', 1))}"
+        count = int(job.get("threads", 1))
+        threads = f"OMP_NUM_THREADS={count} OPENBLAS_NUM_THREADS={count}"
         script = f"{threads} exec {shlex.quote(self.settings.python)} {shlex.quote(self.runner.there)}"
         answer = self.connection.run(script, data=json.dumps(job).encode(), timeout_s=timeout_s)
         if answer.code != 0:
@@ -243,6 +249,10 @@ class Ssh:
         raise UsageError("no device is attached", hint="give --host user@address")
 
     def logits(self, file: LatencyFile, runtime: str, images: Floats, *, threads: int) -> tuple[RuntimeInfo, Floats]:
+        """UsageError: no device is attached yet."""
+        raise UsageError("no device is attached", hint="give --host user@address")
+
+    def probe(self) -> dict[str, Any]:
         """UsageError: no device is attached yet."""
         raise UsageError("no device is attached", hint="give --host user@address")
 

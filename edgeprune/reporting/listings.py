@@ -176,7 +176,7 @@ def print_profiles(profiles: Sequence[Profile], console: Console) -> None:
     """A line a profile."""
     table = _table("target", "where", ">cores", ">multiple", "description")
     for profile in profiles:
-        where = "this machine" if profile.is_local else "a device"
+        where = {"local": "this machine", "remote": "a device", "never": "figures only"}[profile.measured]
         table.add_row(
             profile.name, where, str(profile.cores or "?"), str(profile.channel_multiple), profile.description
         )
@@ -186,8 +186,20 @@ def print_profiles(profiles: Sequence[Profile], console: Console) -> None:
 def print_profile(profile: Profile, console: Console) -> None:
     """Every figure of a profile with its kind and source."""
     console.print(Text.assemble((profile.name, "bold"), f"  {profile.description}"))
-    where = "this machine" if profile.is_local else "a device: latency is not measured here"
+    where = {
+        "local": "this machine",
+        "remote": "a device: measured with --host, else not",
+        "never": "figures only: nothing of ours runs there",
+    }[profile.measured]
     console.print(f"{profile.architecture}, {where}, widths in multiples of {profile.channel_multiple}")
+    if profile.features:
+        console.print(" ".join(profile.features), markup=False)
+    for name, found in profile.estimates.items():
+        console.print(
+            f"estimates for {name}, {found.threads} thread(s): {found.method}; on {found.tested} networks that it had "
+            f"not seen off by {found.error:.1%} (median), {found.within_10:.0%} within 10 %; {found.source}",
+            markup=False,
+        )
     table = _table("figure", ">value", "unit", "kind", "source")
     for figure in profile.figures:
         table.add_row(figure.name, f"{figure.value:g}", figure.unit, figure.kind, Text(figure.source))
