@@ -81,8 +81,16 @@ def survey(run: Run, exported: Exported, robustness: RobustnessComparison | Unme
     site = _Site(run, exported, robustness, (dense, compressed))
     surveyed, distances = _survey(site)
     files: dict[str, FileOutcome] = dict(zip(STEMS, site.outcomes, strict=True))
-    write_evidence(run.folder.path / EVIDENCE, files, robustness.threat, distances)
+    write_evidence(run.folder.path / EVIDENCE, files, robustness.threat, {**distances, **_divergent(run)})
     return surveyed
+
+
+def _divergent(run: Run) -> dict[str, Any]:
+    """What the attack stage found that divides the files, image by image; nothing where it did not look."""
+    from edgeprune.robustness.archives import read_arrays
+
+    path = run.folder.path / STAGES / "divergence.npz"
+    return dict(read_arrays(path, ("divergent_found", "divergent_points"))) if path.is_file() else {}
 
 
 def _survey(site: _Site) -> tuple[Surveyed, dict[str, Any]]:

@@ -185,6 +185,12 @@ class AttackConfig(Section):
     minutes: Minutes | None = setting(
         None, "Stop an attack on one file after this time; what was not finished is said.", flag="attack-for"
     )
+    sequential: int = setting(
+        1, "Look at the drop's bound up to so many times, and stop once it has decided the budget.", ge=1, le=20
+    )
+    divergence_steps: int = setting(
+        40, "Gradient steps that look for images which only the dense file gets right (0: none).", ge=0
+    )
 
     @property
     def epsilon(self) -> float:

@@ -167,7 +167,9 @@ def _robust_floor(case: Case, limit: float) -> Iterable[Finding]:
     found = _attacks(case)
     if isinstance(found, Finding):
         return (found,)
-    return tuple(_believed(item, _floor(case, item.compressed.robust, _attack_of(item), limit)) for item in found)
+    return tuple(
+        _believed(item, _floor(_looked(case, item), item.compressed.robust, _attack_of(item), limit)) for item in found
+    )
 
 
 def _floor(case: Case, share: Proportion, subject: str, limit: float) -> Finding:
@@ -208,10 +210,19 @@ def _attack_of(item: RobustnessComparison) -> str:
 
 
 def _attacked(case: Case, item: RobustnessComparison, limit: float) -> Finding:
-    finding = _believed(item, _drop(case, item.drop, _attack_of(item), limit))
+    finding = _believed(item, _drop(_looked(case, item), item.drop, _attack_of(item), limit))
     if item.dense.robust.count == 0 and finding.basis and not finding.doubt:
         return replace(finding, basis=f"{finding.basis}; the dense file has no robust accuracy to lose")
     return finding
+
+
+def _looked(case: Case, item: RobustnessComparison) -> Case:
+    """The case at the confidence of one look, where the attack looked at its bound more than once.
+
+    Every look has its part of the allowed error, so that a bound which was looked for until it held still holds.
+    """
+    looks = item.sequential.looks if item.sequential else 1
+    return replace(case, confidence=1 - (1 - case.confidence) / looks)
 
 
 def _believed(item: RobustnessComparison, finding: Finding) -> Finding:

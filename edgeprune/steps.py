@@ -25,7 +25,6 @@ from edgeprune.latency.profiles import Profile
 from edgeprune.records import (
     AccuracyComparison,
     Artifact,
-    AttackedFile,
     LatencyComparison,
     LayerChange,
     Parity,
@@ -35,10 +34,9 @@ from edgeprune.records import (
     RobustnessComparison,
     Side,
     StepRecord,
-    ThreatModel,
     Unmeasured,
 )
-from edgeprune.runfolder import STAGES, RunFolder
+from edgeprune.runfolder import RunFolder
 from edgeprune.there import OnDevice
 from edgeprune.types import ChannelGraph, ModelBundle, Split
 
@@ -169,7 +167,7 @@ class Run:
             return _NO_TEST
         inputs = {
             **exported.digests(),
-            **self._served,
+            **self.served,
             "test": self.test.digest,
             "confidence": self.config.budget.confidence,
         }
@@ -192,7 +190,7 @@ class Run:
             return ()
         sample = [self.test.digest if self.test else None, self.config.remote.samples, self._seed]
         settings = {"device": self._there, "sample": sample, "confidence": self.config.budget.confidence}
-        inputs = {**exported.digests(), **self._served, **settings}
+        inputs = {**exported.digests(), **self.served, **settings}
         return tuple(
             self.folder.stage(f"device-{name}", OnDevice, inputs, partial(self._on_device, exported, name))
             for name in self.config.latency.runtimes
@@ -202,24 +200,13 @@ class Run:
         """Attack both files in the first runtime, each a stage of its own."""
         if self.test is None:
             return _NO_TEST
-        from edgeprune.robustness import evaluate
+        from edgeprune.attack_stage import attack_both
 
-        wanted = self.config.attack
-        subset = evaluate.attack_subset(self.test, wanted.samples, self._seed, without=wanted.target)
-        threat = evaluate.threat_model(wanted, self.bundle.preprocessing.bounds, subset, self._seed)
-        outcomes = []
-        for side in STEMS:
-            path = self.folder.path / STAGES / f"attack-{side}.npz"
-            inputs = {**self.attack_inputs(exported), "threat": threat.model_dump()}
-            work = partial(self._attack, exported, side, subset, threat, path)
-            self.folder.stage(f"attack-{side}", AttackedFile, inputs, work)
-            outcomes.append(evaluate.FileOutcome.load(path))
-        info = self._open(exported, "compressed", self.config.latency.runtimes[0]).info
-        return evaluate.compare(outcomes[0], outcomes[1], threat, info, self.config.budget.confidence)
+        return attack_both(self, exported, self.test)
 
     def attack_inputs(self, exported: Exported) -> dict[str, Any]:
         """What every attack on the files depends on, beside its threat model."""
-        return {**exported.digests(), **self._served, "gradients": "twin 2", "device": self.config.run.device}
+        return {**exported.digests(), **self.served, "gradients": "twin 2", "device": self.config.run.device}
 
     def gradients(self, exported: Exported, side: Side, split: Split) -> Gradients:
         """How the file that is attacked is judged and differentiated."""
@@ -297,7 +284,7 @@ class Run:
                 plan = self._plan_digest if side == "compressed" else ""
                 destination = Destination(self.folder.path, stem, side, plan)
                 runtimes = self.config.latency.runtimes
-                made.append(export_network(self._network(side), destination, runtimes, images, inputs))
+                made.append(export_network(self.network(side), destination, runtimes, images, inputs))
         exported = Exported(
             artifacts=tuple(artifact for each in made for artifact in each.artifacts),
             parity=tuple(parity for each in made for parity in each.parity),
@@ -311,7 +298,7 @@ class Run:
         for name in self.config.latency.runtimes:
             sides = []
             for side in STEMS:
-                session = self._open(exported, side, name)
+                session = self.open(exported, side, name)
                 with self.console.task(f"accuracy of the {side} file in {name}") as progress:
                     found = evaluate.predict(session, test, progress=progress, classes=len(self.bundle.classes))
                 sha256 = exported.of(side, _runtime(name).format).sha256
@@ -336,46 +323,24 @@ class Run:
         assert self.device is not None
         format, images = _runtime(name).format, self._images(16)
         files = [timed_file(self.folder.path, exported.of(side, format)) for side in STEMS]
-        sessions = [self._open(exported, side, name) for side in STEMS]
+        sessions = [self.open(exported, side, name) for side in STEMS]
         sample = sample_of(self.test, self.config.remote.samples, self._seed, images)
         pairs, confidence = tuple(zip(files, sessions, strict=True)), self.config.budget.confidence
         with self.console.task(f"both files on {self.device.name}, in {name}"):
             return on_device(self.device, pairs, sample, self.profile.name, confidence), []
 
-    def _attack(
-        self, exported: Exported, side: Side, subset: Split, threat: ThreatModel, path: Path
-    ) -> tuple[AttackedFile, list[Path]]:
-        from edgeprune.robustness.evaluate import attack_file
-
-        name = self.config.latency.runtimes[0]
-        source = self._gradients(exported, side, name, subset)
-        with self.console.task(f"attacking the {side} file in {name}") as progress:
-            outcome = attack_file(
-                source.session,
-                source.module,
-                subset,
-                threat,
-                sha256=exported.of(side, _runtime(name).format).sha256,
-                gradient_source=source.said,
-                device=self.config.run.device,
-                journal=self.folder.scratch(f"attack-{side}") / "journal.npz",
-                progress=progress,
-            )
-        outcome.save(path)
-        return outcome.record, [path]
-
     def _gradients(self, exported: Exported, side: Side, name: str, subset: Split) -> Gradients:
         """The twin of the exported file; the network that was exported, whose parity is known, where there is none."""
         from edgeprune.robustness.twin.source import CHECKED, EXPORTED_MODULE, Gradients, gradients_of, twin_of
 
-        session, preprocessing = self._open(exported, side, name), self.bundle.preprocessing
+        session, preprocessing = self.open(exported, side, name), self.bundle.preprocessing
         file = self.folder.path / exported.of(side, _runtime(name).format).path
         try:
             twin = twin_of(file, self.bundle.input_shape)
             return gradients_of(twin, file, session, subset.source.read(subset.ids[:CHECKED]), preprocessing)
         except (ModelError, ParityError) as error:
             self.console.warn(f"{error.what}: the gradients come from {EXPORTED_MODULE}")
-            return Gradients(self._network(side).network(), session, f"{EXPORTED_MODULE} (the file has no twin)")
+            return Gradients(self.network(side).network(), session, f"{EXPORTED_MODULE} (the file has no twin)")
 
     # ------------------------------------------------------------------------------------------ lookups
 
@@ -409,7 +374,7 @@ class Run:
         return self.config.prune.channel_multiple or self.profile.multiple_for(self.config.latency.runtimes[0])
 
     @property
-    def _served(self) -> dict[str, Any]:
+    def served(self) -> dict[str, Any]:
         """How files are served where they are judged: the first runtime is the one that is attacked."""
         return {"runtimes": self.config.latency.runtimes, "threads": self.config.latency.threads}
 
@@ -417,7 +382,7 @@ class Run:
     def _plan_digest(self) -> str:
         return sha256_of(self.folder.path / PLAN)
 
-    def _network(self, side: Side) -> ModelBundle:
+    def network(self, side: Side) -> ModelBundle:
         """The dense bundle, or the compressed one as it was saved: what a user gets back is what is exported."""
         return self.bundle if side == "dense" else self._load(PRUNED)
 
@@ -426,7 +391,7 @@ class Run:
 
         return load(self.folder.path / name, self.config.model)
 
-    def _open(self, exported: Exported, side: Side, name: str) -> protocols.Session:
+    def open(self, exported: Exported, side: Side, name: str) -> protocols.Session:
         runtime = _runtime(name)
         path = self.folder.path / exported.of(side, runtime.format).path
         return runtime.open(path, threads=self.config.latency.threads)

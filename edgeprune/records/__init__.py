@@ -53,7 +53,15 @@ from edgeprune.records.report import (
     StepRecord,
     TargetInfo,
 )
-from edgeprune.records.robustness import AttackedFile, AttackPart, RobustnessComparison, ThreatModel
+from edgeprune.records.robustness import (
+    AttackedFile,
+    AttackPart,
+    Divergence,
+    Replay,
+    RobustnessComparison,
+    Sequential,
+    ThreatModel,
+)
 from edgeprune.records.verdict import GateRow, Verdict
 
 __all__ = [
@@ -71,6 +79,7 @@ __all__ = [
     "Digest",
     "DistanceSearch",
     "Drift",
+    "Divergence",
     "Environment",
     "FlipRank",
     "GateRow",
@@ -100,6 +109,7 @@ __all__ = [
     "Record",
     "RecoveryInfo",
     "RefusalRecord",
+    "Replay",
     "Report",
     "Resource",
     "RobustnessComparison",
@@ -107,6 +117,7 @@ __all__ = [
     "RunName",
     "RuntimeInfo",
     "SecurityCurve",
+    "Sequential",
     "Sha256",
     "Side",
     "SplitInfo",

@@ -69,6 +69,45 @@ class AttackedFile(Record):
     unfinished: tuple[str, ...] = ()
 
 
+class Replay(Record):
+    """The dense file's adversarials, shown to the compressed one as they are: `robust` is what they leave standing.
+
+    `gap` is that share less what the attack on the compressed file itself left: how far a replay overestimates.
+    """
+
+    robust: Proportion
+    gap: float
+
+
+class Divergence(Record):
+    """Images inside epsilon that the dense file gets right and the compressed one wrong, looked for with both at hand.
+
+    `found` counts them among the images that both get right when clean; `replayed` of them were found by the attack on
+    the compressed file already. `finished` is False where the time was up.
+    """
+
+    found: Proportion
+    replayed: int
+    steps: int
+    restarts: int
+    finished: bool = True
+
+
+class Sequential(Record):
+    """An attack that looked at its bound `looks` times at most, and ended at look `at` once that had decided.
+
+    `planned` images would have been attacked in all. Every look spends the same part of the allowed error, so `spent`
+    is the confidence of each bound; the first bound within `tolerance`, or beyond it for certain, ends the attack.
+    """
+
+    looks: int
+    at: int
+    planned: int
+    tolerance: float
+    spent: float
+    decided: Literal["within", "beyond", "no"]
+
+
 class RobustnessComparison(Record):
     """Both files under the same attack on the same images. `warnings` say why a result is inconclusive."""
 
@@ -80,3 +119,6 @@ class RobustnessComparison(Record):
     clean_drop: PairedDrop
     conclusive: bool
     warnings: tuple[str, ...] = ()
+    replay: Replay | None = None
+    divergence: Divergence | None = None
+    sequential: Sequential | None = None

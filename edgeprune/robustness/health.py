@@ -10,6 +10,8 @@ another model than the one judged). They name the failures; the thresholds are o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeprune.records import Record, Side
 
 DEAD_SHARE = 0.05
@@ -64,6 +66,22 @@ class Health(Record):
     black_box: int = 0
     asked_only: bool = False
     unfinished: tuple[str, ...] = ()
+
+
+def health_of(parts: Sequence[Health]) -> Health:
+    """The counts of attacks on parts of the images, together."""
+    found: dict[str, object] = {}
+    for name in Health.model_fields:
+        values = [getattr(part, name) for part in parts]
+        if any(value is None for value in values):
+            found[name] = None
+        elif isinstance(values[0], bool):
+            found[name] = any(values) if name == "asked_only" else all(values)
+        elif isinstance(values[0], tuple):
+            found[name] = tuple(dict.fromkeys(line for value in values for line in value))
+        else:
+            found[name] = sum(values)
+    return Health.model_validate(found)
 
 
 def warnings(side: Side, health: Health) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from edgeprune.errors import DataError
 from edgeprune.files import replacing
 from edgeprune.records import AttackedFile, Record, RuntimeInfo
 from edgeprune.robustness.archives import read_arrays, write_arrays
-from edgeprune.robustness.health import Health
+from edgeprune.robustness.health import Health, health_of
+from edgeprune.robustness.statistics import proportion
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Ints
@@ -102,3 +103,29 @@ class FileOutcome:
                 f"{path} is not the outcome of an attack: {type(error).__name__}", hint="delete it and run again"
             ) from error
         return cls(**records, **arrays)
+
+
+def joined(parts: Sequence[FileOutcome]) -> FileOutcome:
+    """Outcomes of one file on parts of the images, as if they had been attacked together: ascending ids, summed counts.
+
+    What happens to an image under attack depends on that image alone, so this is what one attack would have found.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+    order = np.argsort(arrays["ids"], kind="stable")
+    arrays = {name: array[order] for name, array in arrays.items()}
+    right = arrays["clean_predictions"] == arrays["labels"]
+    total, counted = len(order), ("fell", "rounded", "rejected", "dead_gradients", "seconds")
+    differing = sum(part.record.twin_disagreement * len(part.ids) for part in parts)
+    record = first.record.model_copy(
+        update={
+            **{name: sum(getattr(part.record, name) for part in parts) for name in counted},
+            "clean": proportion(int(right.sum()), total),
+            "robust": proportion(int((right & ~arrays["fell"]).sum()), total),
+            "twin_disagreement": differing / total,
+            "unfinished": tuple(dict.fromkeys(line for part in parts for line in part.record.unfinished)),
+        }
+    )
+    return FileOutcome(record=record, health=health_of([part.health for part in parts]), **arrays)
