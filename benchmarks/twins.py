@@ -4,7 +4,7 @@
 
 The networks are those of `benchmarks/coverage.py` (torchvision and timm, needed only here, random weights), each
 exported by edgeprune as it is; `--files` takes ONNX files from elsewhere instead. `--ir`: each is converted to
-OpenVINO's IR as well, and the twin is built from the IR's own graph. Passed: no operator without a rule, parity with the
+OpenVINO's IR as well, and its twin is built from its own graph. Passed: no operator without a rule, parity with the
 runtime within 1e-4 of the largest logit, finite gradients that are not zero on every image. Each network is tried in a
 process of its own.
 """
