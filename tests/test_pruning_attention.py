@@ -392,3 +392,14 @@ def test_table_that_nothing_learned_makes_is_no_group() -> None:
     bundle.module.register_buffer("table", torch.rand(1, 2))
     assert widths(trace(bundle)) == {"patch": 8, "fc1": 6}
     assert_pruned_right(bundle)
+
+
+def test_stream_that_is_the_output_says_so() -> None:
+    def forward(self: Lambda, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return (x + self.fc2(torch.relu(self.fc1(self.norm(x))))).mean(1)
+
+    layers = {"patch": nn.Conv2d(3, 4, 3), "norm": nn.LayerNorm(4), "fc1": nn.Linear(4, 6), "fc2": nn.Linear(6, 4)}
+    graph = trace(toy(forward, **layers))
+    assert widths(graph) == {"fc1": 6}
+    assert reasons(graph)["patch"] == "it makes the network's output"

@@ -151,7 +151,12 @@ def _leaves_something(module: nn.Module, groups: Sequence[Group], refusals: Sequ
 def _still_refused(refusals: Sequence[Refusal], others: Sequence[Refusal], more: Sequence[Group]) -> list[Refusal]:
     """The refusals that remain when further groups were found, without saying anything twice."""
     made = {member.name for group in more for member in group.members if member.role == "out"}
-    kept = [refusal for refusal in refusals if refusal.name not in made]
+    seen = {refusal.name for refusal in others}
+    kept = [
+        refusal
+        for refusal in refusals
+        if refusal.name not in made and not ("mixes channels" in refusal.reason and refusal.name in seen)
+    ]
     said = {layer for refusal in kept for layer in refusal.layers}
     return [*kept, *(refusal for refusal in others if not said & {refusal.name, *refusal.layers[:1]})]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import nn
 
 from edgeprune.pruning.attention import settle
-from edgeprune.pruning.flow import watch
+from edgeprune.pruning.flow import Flow, watch
 from edgeprune.pruning.proof import Bench, prove, quick
 from edgeprune.pruning.streams import Candidate, candidates
 from edgeprune.pruning.surgery import replica
@@ -41,6 +41,7 @@ def more_groups(
     taken = {key for group in known for key in _keys(group.members)}
     found = [each for each in candidates(flow, odd) if not taken & _keys(each.group.members)]
     refusals = [Refusal(each.group.name, reason, _layers(each)) for each in found if (reason := refused(each.group))]
+    refusals += _frozen(flow, {name for name, _, _ in taken})
     found = [each for each in found if not refused(each.group)]
     if not found:
         return [], refusals
@@ -51,6 +52,18 @@ def more_groups(
     named = {each.group.name: each for each in found}
     refusals += [Refusal(name, reason, _layers(named[name])) for name, reason in reasons.items()]
     return [group for group in groups if group.name not in reasons], refusals
+
+
+def _frozen(flow: Flow, taken: set[str]) -> list[Refusal]:
+    """Layers none of whose outputs may go, with the reason that was met first."""
+    refusals = []
+    for name, layer in flow.layers.items():
+        labels = flow.weights[f"{name}.weight"].dims[0] if f"{name}.weight" in flow.weights else None
+        if isinstance(layer, nn.Linear | nn.Conv2d) and labels is not None and name not in taken:
+            reasons = [flow.axes.frozen(atom) for term in labels.tolist() for atom in flow.axes.atoms(term)]
+            if reasons and all(reasons):
+                refusals.append(Refusal(name, reasons[0] or "", (name,)))
+    return refusals
 
 
 def _layers(candidate: Candidate) -> tuple[str, ...]:
