@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeprune.robustness.twin.elementwise import plain
+from edgeprune.robustness.twin.halving import halved, halves
 from edgeprune.robustness.twin.node import Compute, Node, Rule, Unsupported
 
 _CONV: tuple[Callable[..., Tensor], ...] = (functional.conv1d, functional.conv2d, functional.conv3d)
@@ -113,6 +114,8 @@ def conv(node: Node) -> Compute:
             inner = tuple(before for before, _ in padding)
         else:
             x, inner = pad(x, padding), (0,) * len(padding)
+        if group == 1 and x.requires_grad and halves(window, weight):
+            return halved(x, weight, bias, inner)
         function = _CONV[len(padding) - 1]
         return function(x, weight, bias, window.strides, inner, window.dilations, group)
 
