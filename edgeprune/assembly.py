@@ -19,6 +19,7 @@ from edgeprune.latency.profiles import load_profile
 from edgeprune.records import (
     AccuracyComparison,
     LatencyComparison,
+    LatencyEstimate,
     LayerProfile,
     ModelInfo,
     Report,
@@ -110,6 +111,7 @@ def finish(run: Run, found: Found) -> Report:
         parity=(*found.exported.parity, *(item for there in found.there for item in there.parity)),
         accuracy=_everywhere(found),
         latency=found.latency,
+        estimates=_estimates(run, found) if isinstance(found.latency, Unmeasured) else (),
         layer_times=found.layer_times,
         robustness=found.robustness,
         thin_ice=found.surveyed.thin_ice,
@@ -134,6 +136,14 @@ def _attest(report: Report, run: Run) -> None:
     configured = hashlib.sha256(run.config.model_dump_json().encode()).hexdigest()
     statement = attest(report, sha256_of(run.folder.path / REPORT), run.config.budget, configured)
     write_text(run.folder.path / ATTESTATION, statement.to_json())
+
+
+def _estimates(run: Run, found: Found) -> tuple[LatencyEstimate, ...]:
+    """What a calibration of the target says, where no device was attached."""
+    from edgeprune.estimated import estimates
+
+    shape = run.bundle.input_shape
+    return estimates(run.profile, found.exported.artifacts, run.folder.path, shape, run.config, run.console)
 
 
 def _everywhere(found: Found) -> tuple[AccuracyComparison, ...] | Unmeasured:

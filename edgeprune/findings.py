@@ -16,6 +16,7 @@ from edgeprune.records import (
     Artifact,
     Interval,
     LatencyComparison,
+    LatencyEstimate,
     PairedDrop,
     Proportion,
     Report,
@@ -265,6 +266,8 @@ def too_few(total: int, limit: float, confidence: float) -> str:
 
 
 def _latency(case: Case, _limit: float) -> Iterable[Finding]:
+    if _only_estimates(case):
+        return _estimated(case, lambda item: (item.compressed_ms, item.compressed_ms * (1 + item.largest)))
     return _each_timing(case, lambda item: _ceiling(case, item, "p50"))
 
 
@@ -284,6 +287,8 @@ def _ceiling(case: Case, item: LatencyComparison, quantile: Literal["p50", "p90"
 
 
 def _speedup(case: Case, _limit: float) -> Iterable[Finding]:
+    if _only_estimates(case):
+        return _estimated(case, _faster)
     return _each_timing(
         case,
         lambda item: (
@@ -316,6 +321,36 @@ def _each_timing(case: Case, find: Callable[[LatencyComparison], Finding]) -> It
             continue
         findings.append(replace(find(item), places=places))
     return tuple(findings)
+
+
+def _only_estimates(case: Case) -> bool:
+    return isinstance(case.report.latency, Unmeasured) and any(
+        item.compressed_sha256 == case.artifact.sha256 for item in case.report.estimates
+    )
+
+
+def _estimated(case: Case, find: Callable[[LatencyEstimate], tuple[float, float]]) -> Iterable[Finding]:
+    """A finding for every estimate of the file, judged as if it were as far off as the worst that was seen; none
+    unless the budget lets estimates count."""
+    findings = []
+    for item in case.report.estimates:
+        if item.compressed_sha256 != case.artifact.sha256:
+            continue
+        subject, places = f"{item.runtime} on {item.target}, estimated", case.served_by(item.runtime, item.target)
+        if not case.allow_estimates:
+            missing = "estimated, not measured, and allow_estimates is not set"
+            findings.append(Finding(subject, missing=missing, places=places))
+            continue
+        value, bound = find(item)
+        basis = f"an estimate, judged {item.largest:.0%} worse: as far as it was off on {item.tested} other networks"
+        findings.append(Finding(subject, value, bound, basis=basis, places=places))
+    return tuple(findings)
+
+
+def _faster(item: LatencyEstimate) -> tuple[float, float]:
+    """The estimated speed-up, and the least that both errors leave of it."""
+    ratio = item.dense_ms / item.compressed_ms
+    return ratio, ratio * max(0.0, 1 - item.largest) / (1 + item.largest)
 
 
 def _timed(

@@ -27,6 +27,7 @@ CALIBRATION = Calibration(
     coefficients={"pointwise": 1.5e-8, "operators": 0.01},
     anchors=("separable 1 128",),
     error=0.05,
+    largest=0.2,
     within_10=0.8,
     tested=6,
 )

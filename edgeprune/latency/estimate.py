@@ -63,7 +63,8 @@ class Anchor(Record):
 class Calibration(Record):
     """A fit to anchors: ms a unit of each class, and how far off it was on networks left out of the fit.
 
-    `error` is the median of the relative errors there, `within_10` the share of them up to 10 %, `tested` how many.
+    `error` is the median of the relative errors there, `largest` the largest, `within_10` the share of them up to 10 %,
+    `tested` how many.
     """
 
     runtime: str
@@ -74,6 +75,7 @@ class Calibration(Record):
     coefficients: dict[str, float]
     anchors: tuple[str, ...]
     error: float = Field(ge=0)
+    largest: float = Field(ge=0)
     within_10: float = Field(ge=0, le=1)
     tested: int = Field(gt=0)
 
@@ -124,6 +126,7 @@ def calibrate(
         coefficients=coefficients,
         anchors=tuple(anchor.name for anchor in anchors),
         error=median(off),
+        largest=max(off),
         within_10=sum(one <= 0.1 for one in off) / len(off),
         tested=len(off),
     )

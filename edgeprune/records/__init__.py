@@ -33,6 +33,7 @@ from edgeprune.records.comparison import LayerPair, Paired, RunComparison, RunNa
 from edgeprune.records.latency import (
     BlockSamples,
     LatencyComparison,
+    LatencyEstimate,
     LatencyFile,
     LatencyRequest,
     LatencyStats,
@@ -88,6 +89,7 @@ __all__ = [
     "ImageAtRisk",
     "Interval",
     "LatencyComparison",
+    "LatencyEstimate",
     "LatencyFile",
     "LatencyRequest",
     "LatencyStats",

@@ -110,6 +110,30 @@ class QuickRatio(Ratio):
     conclusive: bool
 
 
+class LatencyEstimate(Record):
+    """Latency of both files where nothing was measured: a fit to anchors, on the target that they were measured on.
+
+    `error`, `largest` and `within_10` are of `tested` networks that the fit had not seen: the median and the largest
+    relative error, and the share up to 10 %. `source` says where, when and with what the anchors were measured.
+    """
+
+    kind: Literal["estimated"] = "estimated"
+    target: str
+    runtime: str
+    threads: int
+    dense_sha256: Sha256
+    compressed_sha256: Sha256
+    dense_ms: float
+    compressed_ms: float
+    method: str
+    source: str
+    anchors: tuple[str, ...]
+    error: float
+    largest: float
+    within_10: float
+    tested: int
+
+
 class LatencyComparison(Record):
     """Dense and compressed, timed in the same interleaved run.
 

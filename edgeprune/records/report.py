@@ -7,7 +7,7 @@ from typing import Literal
 from edgeprune.records.artifacts import AccuracyComparison, Artifact, Parity
 from edgeprune.records.base import SCHEMA_VERSION, Record, Sha256, Side, Unmeasured
 from edgeprune.records.boundary import SecurityCurve, ThinIce
-from edgeprune.records.latency import LatencyComparison, LayerProfile
+from edgeprune.records.latency import LatencyComparison, LatencyEstimate, LayerProfile
 from edgeprune.records.machine import Environment
 from edgeprune.records.plan import PrunePlan
 from edgeprune.records.robustness import RobustnessComparison
@@ -109,6 +109,7 @@ class Report(Record):
     parity: tuple[Parity, ...]
     accuracy: tuple[AccuracyComparison, ...] | Unmeasured
     latency: tuple[LatencyComparison, ...] | Unmeasured
+    estimates: tuple[LatencyEstimate, ...] = ()
     layer_times: LayerProfile | Unmeasured = Unmeasured(unmeasured="the layers were not profiled")
     robustness: RobustnessComparison | Unmeasured
     thin_ice: ThinIce | Unmeasured = _NOT_YET

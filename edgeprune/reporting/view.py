@@ -14,6 +14,7 @@ from edgeprune.records import (
     GateRow,
     Interval,
     LatencyComparison,
+    LatencyEstimate,
     ModelInfo,
     PairedDrop,
     Proportion,
@@ -143,6 +144,7 @@ def changes(report: Report) -> tuple[Change, ...]:
     width, kept = sum(group.width for group in plan.groups), sum(len(group.kept) for group in plan.groups)
     return (
         *_latency(report.latency),
+        *(_estimate(item) for item in report.estimates),
         *_accuracy(report.accuracy),
         _robust(report.robustness),
         *_sizes(report),
@@ -284,6 +286,19 @@ def _latency(measured: tuple[LatencyComparison, ...] | Unmeasured) -> tuple[Chan
         compressed = _interval(item.compressed.p50_ms, item.compressed.p50_interval, n.milliseconds)
         rows.append(Change("Latency, p50", place(item), dense, compressed, speedup(item)))
     return tuple(rows)
+
+
+def _estimate(item: LatencyEstimate) -> Change:
+    """An estimate, called one, with its error."""
+    unseen = f"off by {n.percent(item.error)} (median), {n.percent(item.largest)} (largest) on {item.tested} others"
+    ratio = n.times(item.dense_ms / item.compressed_ms)
+    return Change(
+        "Latency, estimated",
+        f"{item.runtime} on {item.target}, not measured: {item.method}",
+        Figure(n.milliseconds(item.dense_ms), "estimated"),
+        Figure(n.milliseconds(item.compressed_ms), "estimated"),
+        Figure(f"{ratio} as fast", f"estimated; {unseen}"),
+    )
 
 
 def speedup(item: LatencyComparison) -> Figure:
