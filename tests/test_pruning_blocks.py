@@ -225,6 +225,12 @@ def test_link_of_a_chain_goes_and_the_groups_around_it_become_one() -> None:
     assert pruned.module.stem[0].out_channels == pruned.module.blocks[2][0].in_channels == 8
 
 
+def test_links_are_found_in_a_network_behind_its_normalisation() -> None:
+    links = [nn.Sequential(*conv(16, 16), nn.ReLU()) for _ in range(2)]
+    graph = graph_of(bundled(nn.Sequential(nn.BatchNorm2d(3), Net(*links))))
+    assert names(graph) == ["1.blocks.0", "1.blocks.1"]
+
+
 def test_depthwise_link_leaves_its_group_as_it_is() -> None:
     depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU())
     bundle = bundled(Net(depthwise, conv(16, 24), width=24))

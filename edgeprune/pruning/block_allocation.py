@@ -71,7 +71,11 @@ def without(graph: ChannelGraph, removed: Sequence[str]) -> ChannelGraph:
     unknown = set(removed) - {block.name for block in graph.blocks}
     if unknown:
         reason = next((r.reason for r in graph.block_refusals if r.name == min(unknown)), "there is no such block")
-        raise PruningError(f"the plan removes the block {min(unknown)}, which cannot be removed now", where=reason)
+        raise PruningError(
+            f"the plan removes the block {min(unknown)}, which cannot be removed now",
+            where=reason,
+            hint="make a new plan; in Python, look for blocks first: edgeprune.pruning.blocks.with_blocks",
+        )
     going = [block for block in graph.blocks if block.name in removed]
     stays = [f"{b.name}.{step}" for b in going for kind, step in b.keep if kind == "module"]
 

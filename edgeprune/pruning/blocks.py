@@ -23,6 +23,7 @@ from edgeprune.pruning.residual import Residual, Tape
 from edgeprune.pruning.surgery import replica
 from edgeprune.types import Block, ChannelGraph, ModelBundle, Refusal
 
+_MOST = 0.99
 _FOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -84,7 +85,7 @@ class _Search:
         links = [child for child in _children(name, part) if self.tape.is_heavy(child)]
         if not folder or any(any(True for _ in self.tape.module.get_submodule(link).children()) for link in links):
             for child in _children(name, part):
-                self.visit(child, chain=chain and folder)
+                self.visit(child, chain=chain and (folder or self._is_network(name)))
         if len(self.blocks) > blocks:
             if self._same_shape(name) and len(self.blocks) > blocks + 1:
                 self.refusals.append(Refusal(name, "a stage: its blocks are offered one by one"))
@@ -151,6 +152,11 @@ class _Search:
             for layer in self.graph.layers
             if _inside(layer.name, name) and not any(_inside(layer.name, each) for each in kept)
         )
+
+    def _is_network(self, name: str) -> bool:
+        """Is this the network, and all around it a wrapper (normalisation, held inputs)?"""
+        macs = sum(layer.macs for layer in self.graph.layers if _inside(layer.name, name))
+        return macs >= _MOST * self.graph.macs
 
     def _same_shape(self, name: str) -> bool:
         call = self.tape.calls[name]
