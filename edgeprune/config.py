@@ -107,6 +107,9 @@ class PruneConfig(Section):
     widths: dict[str, Widths] = setting(
         {}, 'Widths of single layers, by name or pattern: {"layer3.*": "16..48"}; also "16..", "..75%", "32".'
     )
+    cost_model: Literal["measured", "macs"] = setting(
+        "measured", "What widths are priced by for a goal in time: layers timed in the first runtime, or MACs."
+    )
     iterations: int = setting(1, "Prune in this many steps, recovering in between.", gt=0)
     schedule: Literal["geometric", "linear"] = setting(
         "geometric", "How the goal is approached: each step keeps the same share, or removes the same amount."
@@ -134,6 +137,8 @@ class PruneConfig(Section):
         given = [kind for kind in ("ratio", "macs_ratio", "speedup", "latency_ms") if getattr(self, kind) is not None]
         if len(given) > 1:
             raise ValueError(f"one goal at a time, not {' and '.join(given)}")
+        if self.iterations > 1 and self.scope != "channels":
+            raise ValueError(f"several iterations prune channels alone: leave out scope {self.scope} or the iterations")
         return self
 
     def limits(self) -> WidthLimits:

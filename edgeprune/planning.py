@@ -17,6 +17,7 @@ from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config, PruneConfig
 from edgeprune.console import Console
+from edgeprune.errors import MeasurementError
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import LatencyFile, PrunePlan, Side
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
@@ -24,6 +25,7 @@ from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 if TYPE_CHECKING:
     from edgeprune.pruning.aim import Timing
     from edgeprune.pruning.allocation import Rules
+    from edgeprune.pruning.timed import Tables
     from edgeprune.types import Floats
 
 TIMED_GOALS = ("speedup", "latency_ms")
@@ -156,10 +158,12 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
     from edgeprune.pruning.aim import aim_among, reached
     from edgeprune.pruning.block_allocation import Choice, by_budget, macs_after, without
     from edgeprune.pruning.importance import importance_of
-    from edgeprune.pruning.plan import apply, choose, plan_of
+    from edgeprune.pruning.plan import choose, plan_of, sketch
     from edgeprune.pruning.shortfall import obstacles
+    from edgeprune.pruning.timed import TimedChoices
 
     goal, multiple, rules = wish.goal, wish.multiple, wish.rules
+    said: tuple[str, ...] = ()
     with console.task(f"scoring {_scored(wish.settings)}"):
         importance = importance_of(bundle, graph, wish.train, wish.settings, wish.seed)
 
@@ -168,18 +172,56 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
 
     if goal.kind not in TIMED_GOALS:
         return plan_with(choose(graph, importance, goal, multiple, rules))
+
+    def by_macs(ratio: float) -> Choice:
+        return by_budget(graph, importance, ratio, multiple, rules)
+
+    def share_of_macs(choice: Choice) -> float:
+        return macs_after(graph, choice) / graph.macs
+
+    propose: Callable[[float], Choice] = by_macs
+    share_of: Callable[[Choice], float] = share_of_macs
+    priced = "MACs"
+    if wish.settings.cost_model == "measured":
+        try:
+            timed = TimedChoices(graph, importance, multiple, rules, layer_times(bundle, graph, wish, range_, console))
+            propose, share_of, priced = timed.propose, timed.share, "predicted time"
+        except MeasurementError as error:
+            console.warn(f"{error.what}: widths are chosen by MACs")
+            said = (f"widths were chosen by MACs, since layers could not be timed: {error.what}",)
     with console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, range_.opened() as time:
         aimed = aim_among(
             goal,
-            lambda ratio: by_budget(graph, importance, ratio, multiple, rules),
-            lambda choice: macs_after(graph, choice) / graph.macs,
-            lambda choice: time(apply(plan_with(choice), bundle, graph)),
+            propose,
+            share_of,
+            lambda choice: time(sketch(plan_with(choice), bundle, graph)),
+            share_is_of=priced,
             progress=progress,
         )
-    notes, choice = aimed.notes, aimed.widths
+    notes, choice = (*aimed.notes, *said), aimed.widths
     if reached(goal, aimed.timing) < 1 and wish.settings.scope != "blocks":
         notes = (*notes, *obstacles(without(graph, choice.removed), choice.widths, multiple, rules))
     return plan_with(choice).model_copy(update={"notes": notes})
+
+
+def layer_times(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> Tables:
+    """Milliseconds of the layers on the first runtime, at the widths that they may get. Errors: MeasurementError."""
+    from edgeprune.latency.copies import operators_of
+    from edgeprune.latency.costs import Bench, Wanted, measured
+    from edgeprune.pruning.allocation import choices_of
+    from edgeprune.pruning.knapsack import axes
+    from edgeprune.pruning.timed import check_tables
+
+    settings, operators = range_.settings, operators_of(bundle)
+    widths = axes(graph, choices_of(graph, wish.multiple, wish.rules))
+    names = [layer.name for layer in graph.layers if layer.name in operators]
+    wanted = [Wanted(operators[name], *widths[name]) for name in names]
+    bench = Bench(settings.runtimes[0], settings.threads, settings.batch_size)
+    with console.task(f"costs of layers in {bench.runtime}") as progress:
+        found = measured(bench, wanted, progress)
+    tables = {name: (each.outputs, each.inputs, ms) for name, each, ms in zip(names, wanted, found, strict=True)}
+    check_tables(tables)
+    return tables
 
 
 def _scored(settings: PruneConfig) -> str:

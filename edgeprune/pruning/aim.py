@@ -87,6 +87,7 @@ def aim_among(
     share_of: Callable[[C], float],
     measure: Callable[[C], Timing],
     *,
+    share_is_of: str = "MACs",
     progress: Progress | None = None,
 ) -> Aimed[C]:
     """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has."""
@@ -97,7 +98,7 @@ def aim_among(
             break
         share = share_of(widths)
         if progress:
-            progress(f"measuring candidate {len(tries) + 1}: {share:.0%} of the MACs", len(tries) / _TRIES)
+            progress(f"measuring candidate {len(tries) + 1}: {share:.0%} of the {share_is_of}", len(tries) / _TRIES)
         timing = measure(widths)
         tries.append(_Try(reached(goal, timing), share, widths, timing))
     return _choose(goal, tries)

@@ -129,7 +129,7 @@ def by_share(
     for move in moves(graph, scores, ranking, choices, rules.dense):
         if move.share < ratio - 1e-12:
             level[move.group] = move.level
-    return _widths(graph, choices, level, multiple)
+    return widths_at(graph, choices, level, multiple)
 
 
 def by_macs(graph: ChannelGraph, scores: Scores, macs_ratio: float, multiple: int, rules: Rules = FREE) -> Widths:
@@ -145,7 +145,7 @@ def by_macs(graph: ChannelGraph, scores: Scores, macs_ratio: float, multiple: in
         level = _in_order(graph, choices, ordered, graph.macs * macs_ratio)
     else:
         level = _by_price(graph, scores, choices, graph.macs * macs_ratio)
-    return _widths(graph, choices, level, multiple)
+    return widths_at(graph, choices, level, multiple)
 
 
 def _in_order(
@@ -170,7 +170,7 @@ def _in_order(
 def _by_price(graph: ChannelGraph, scores: Scores, choices: Sequence[tuple[int, ...]], goal: float) -> list[int]:
     """Levels with the most importance that the greedy rule finds under a MACs budget."""
     costs = Costs.of(graph)
-    lost = [_importance_lost(scores.values[group.name], choices[i]) for i, group in enumerate(graph.groups)]
+    lost = [importance_lost(scores.values[group.name], choices[i]) for i, group in enumerate(graph.groups)]
     level = [0] * len(choices)  # how many steps down each group stands
     gone = _gone_at_first(graph, choices)
     now = costs.total(gone)
@@ -214,7 +214,7 @@ def check_scores(graph: ChannelGraph, scores: Scores) -> None:
             )
 
 
-def _importance_lost(values: np.ndarray[tuple[int], np.dtype[np.float64]], steps: tuple[int, ...]) -> list[float]:
+def importance_lost(values: np.ndarray[tuple[int], np.dtype[np.float64]], steps: tuple[int, ...]) -> list[float]:
     """What each of a group's widths costs, the least important units first: -log of the share of importance that stays.
 
     Half of a narrow layer costs as much as half of a wide one. Plain sums made narrow early layers, whose channels
@@ -239,7 +239,8 @@ def _cuts(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequen
     return any(choices[i][level[i]] < group.width for i, group in enumerate(graph.groups))
 
 
-def _widths(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequence[int], multiple: int) -> Widths:
+def widths_at(graph: ChannelGraph, choices: Sequence[tuple[int, ...]], level: Sequence[int], multiple: int) -> Widths:
+    """The widths at these levels of the choices; NothingLeftError when nothing is cut."""
     if not _cuts(graph, choices, level):
         widest = max((group.width for group in graph.groups), default=0)
         raise NothingLeftError(

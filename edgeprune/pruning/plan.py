@@ -140,6 +140,13 @@ def apply(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> ModelBun
     return dataclasses.replace(bundle, module=pruned, digest=digest(pruned))
 
 
+def sketch(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> ModelBundle:
+    """The pruned bundle without its proof: for candidates that are timed, never for what is kept."""
+    blocks, graph = removed_of(graph, plan.removed_blocks), without(graph, plan.removed_blocks)
+    pruned = block_surgery.remove(cut(bundle.module, graph.groups, removals(plan)), blocks, share=True).eval()
+    return dataclasses.replace(bundle, module=pruned)
+
+
 def check_same_shapes(one: ModelBundle, other: ModelBundle) -> None:
     """PruningError unless both networks have the same tensors by name and shape: steps must add up to their plan."""
     shapes = [{name: tuple(t.shape) for name, t in each.module.state_dict().items()} for each in (one, other)]

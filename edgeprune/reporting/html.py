@@ -41,6 +41,7 @@ def html(report: Report) -> str:
             curve_plot=curve.curve_plot(report),
             decile_plot=curve.decile_plot(report),
             **_boundary(report),
+            payoff=view.payoff(report),
             layers=tuple(zip(report.layers, figures.layer_bars(report), strict=True)),
             timed_layers=_timed_layers(report),
             gate_command=_gate_command(report),
