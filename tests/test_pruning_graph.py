@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from toy_networks import PRUNABLE, SHAPE, Chain, Head, Lambda, Residual, bundle_of, randomized
 
 from edgeprune.models import digest
+from edgeprune.pruning.candidates import covered_by
 from edgeprune.pruning.graph import Limits, trace
 from edgeprune.pruning.proof import prove, scrambled
+from edgeprune.pruning.second_look import followed
 from edgeprune.types import Group, Member
 
 # ---------------------------------------------------------------------------------------------- known answers
@@ -123,7 +126,8 @@ def test_dead_weights_do_not_hide_anything() -> None:
 
 def test_one_bad_group_among_good_ones_is_the_only_one_refused() -> None:
     def mixed(self: Lambda, x: Tensor) -> Tensor:
-        return self.head(self.d(torch.relu(self.c(self.b(torch.relu(self.a(x)).softmax(1))))))
+        x = self.a(x)
+        return self.head(self.d(torch.relu(self.c(self.b(torch.relu(x + x.roll(4, 1)))))))
 
     layers = {"a": a(), "b": nn.Conv2d(16, 8, 1), "c": nn.Conv2d(8, 8, 1), "d": nn.Conv2d(8, 12, 1), "head": Head(12)}
     graph = trace(toy(mixed, **layers))
@@ -135,12 +139,13 @@ def test_no_time_refuses_every_group_with_that_reason() -> None:
     bundle = bundle_of(randomized(Chain()))
     graph = trace(bundle, limits=Limits(total_s=0))
     assert not graph.groups
-    assert "took longer" in reasons(graph)["conv1.0"]
+    assert "no time left" in reasons(graph)["conv1.0"]
 
 
-def test_group_that_takes_too_long_to_follow_is_found_by_watching_operators() -> None:
-    graph = trace(bundle_of(randomized(Chain())), limits=Limits(group_s=0))
-    assert widths(graph) == EXPECTED["Chain"]
+def test_group_that_takes_too_long_to_follow_is_refused() -> None:
+    covered = covered_by(())
+    found = next(followed(Chain(), SHAPE, ["conv1.0"], covered, seconds=0, until=math.inf))[0]
+    assert found.group == "following its channels took longer than 0 s"
 
 
 def test_time_that_runs_out_before_the_proof_is_a_reason() -> None:

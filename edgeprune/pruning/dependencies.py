@@ -12,6 +12,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,21 @@ class EndlessError(Exception):
     """The walk ran into one of its limits, and which. For `edgeprune.pruning.graph` only: it becomes a refusal."""
 
 
+class Own(Enum):
+    """Kinds of what loses channels that torch-pruning does not have."""
+
+    SIZE = "a number that the forward pass takes channels apart by"
+    RNN = "a recurrent layer"
+    STATE = "a recurrent layer's own reading of its hidden units"
+
+
+class Apart(NamedTuple):
+    """Channels that are taken apart: the part of each position, and whether all parts have to stay as large."""
+
+    parts: tuple[int, ...]
+    even: bool
+
+
 class Touch(NamedTuple):
     """What loses channels: a layer's or parameter's name (None: unknown to the graph), and which with which.
 
@@ -44,7 +60,7 @@ class Touch(NamedTuple):
     """
 
     name: str | None
-    kind: OPTYPE
+    kind: OPTYPE | Own
     outward: bool
     dim: int
     module: Any

@@ -10,20 +10,20 @@ from __future__ import annotations
 import fnmatch
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch_pruning.ops import OPTYPE, module2type
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.dependencies import FLOW, EndlessError, build, follow
-from edgeprune.pruning.proof import prove, scrambled
+from edgeprune.pruning.candidates import covered_by, proved, recorded
+from edgeprune.pruning.proof import Bench, scrambled
+from edgeprune.pruning.second_look import followed
 from edgeprune.pruning.surgery import replica
-from edgeprune.pruning.units import group_of, weights_that_cannot_be_cut
+from edgeprune.pruning.units import is_final, weights_that_cannot_be_cut
 from edgeprune.pruning.watched import more_groups
 from edgeprune.types import ChannelGraph, Group, Layer, ModelBundle, Progress, Refusal
 
@@ -55,30 +55,20 @@ def trace(
         parameter.requires_grad_(parameter.is_floating_point())
     layers = _layers(module, bundle)
     until = started + limits.total_s
-    found = []
-    for candidate, done in _candidates(module, bundle, limits, until):
-        found.append(candidate)
-        if progress:
-            progress(f"following the channels of {candidate.name}", done / 2)
-    wanted = [each.group for each in found if isinstance(each.group, Group) and not _refused(each.group, ignore)]
     bench = scrambled(module, bundle.input_shape)
-    second_half = (lambda text, done: progress(text, 0.5 + done / 2)) if progress else None
-    failed = prove(bench, wanted, until=until, progress=second_half)
-    refusals = [
-        Refusal(each.name, reason, each.layers)
-        for each in found
-        if (reason := _refused(each.group, ignore) or failed.get(each.name))
-    ]
-    proved = [group for group in wanted if group.name not in failed]
-    odd = weights_that_cannot_be_cut(module)
-    more: list[Group] = []
-    others: list[Refusal] = []
-    if _leaves_something(module, proved, refusals):
-        more, others = more_groups(
-            module, bundle.input_shape, bench, proved, odd, lambda group: _refused(group, ignore), until=until
-        )
-    groups = (*proved, *more)
-    refusals = _still_refused(refusals, others, more)
+    left_alone = partial(_refused, ignore=ignore)
+    first, second = _parts(progress)
+    try:
+        found = list(recorded(module, bundle.input_shape, until))
+    except Exception:  # noqa: BLE001  # the user's forward pass, under observation: others look, too
+        found = []
+    groups, refusals = proved(bench, found, left_alone, until=until, progress=first)
+    if _leaves_something(module, groups, refusals):
+        odd = weights_that_cannot_be_cut(module)
+        watched, others = more_groups(module, bundle.input_shape, bench, groups, odd, left_alone, until=until)
+        groups, refusals = (*groups, *watched), _still_refused(refusals, others, watched)
+    more, refusals = _second_look(module, bundle, limits, bench, (groups, refusals), left_alone, until, second)
+    groups = (*groups, *more)
     return ChannelGraph(
         groups=groups,
         refusals=(*refusals, *_unmentioned(module, groups, refusals)),
@@ -89,56 +79,45 @@ def trace(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A layer's channels as a group, or the reason why they are none."""
-
-    name: str
-    layers: tuple[str, ...]
-    group: Group | str
-
-
-def _candidates(
-    module: nn.Module, bundle: ModelBundle, limits: Limits, until: float
-) -> Iterator[tuple[_Candidate, float]]:
-    """Candidates, layer by layer, each with the share of the layers that is done."""
-    graph = build(module, bundle.input_shape)
-    odd = weights_that_cannot_be_cut(module)
-    covered: dict[str, set[int]] = defaultdict(set)
-    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, WEIGHTED)]
-    for position, (name, layer) in enumerate(layers):
-        share = position / len(layers)
-        if layer not in graph.module2node:
-            if not _inside_whole(module, name):
-                yield _Candidate(name, (name,), "the traced forward pass does not reach it"), share
-        elif module2type(layer) != OPTYPE.DEPTHWISE_CONV:  # that is in the group of whatever feeds it
-            width = int(graph.get_out_channels(layer))
-            outputs = [index for index in range(width) if index not in covered[name]]
-            if outputs:
-                seconds = min(limits.group_s, until - time.monotonic())
-                yield _candidate(graph, name, outputs, odd, covered, seconds), share
-
-
-def _candidate(
-    graph: Any, name: str, outputs: list[int], odd: dict[str, str], covered: dict[str, set[int]], seconds: float
-) -> _Candidate:
-    """Follow the given outputs of a layer; notes in `covered` whose outputs have been dealt with."""
-    covered[name].update(outputs)
+def _second_look(
+    module: nn.Module,
+    bundle: ModelBundle,
+    limits: Limits,
+    bench: Bench,
+    first: tuple[tuple[Group, ...], tuple[Refusal, ...]],
+    left_alone: Callable[[Group], str | None],
+    until: float,
+    progress: Progress | None,
+) -> tuple[tuple[Group, ...], tuple[Refusal, ...]]:
+    """Groups that torch-pruning finds where the recording found none, and all refusals that remain."""
+    groups, refusals = first
+    closed = {name for each in refusals if is_final(each.reason) for name in (each.name, *each.layers)}
+    covered = covered_by(groups)
+    names = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, WEIGHTED)
+        and name not in closed
+        and name not in covered
+        and not _inside_whole(module, name)
+    ]
+    if not names:
+        return (), refusals
+    found = []
     try:
-        touches = follow(graph, graph.model.get_submodule(name), outputs, seconds=seconds)
-    except EndlessError as error:
-        return _Candidate(name, (name,), str(error))
-    except Exception as error:  # noqa: BLE001  # index mappings of torch-pruning fail in many ways
-        return _Candidate(name, (name,), f"torch-pruning cannot follow its channels: {error}")
-    solid = [touch for touch in touches if touch.name is not None and touch.kind not in FLOW]
-    made = {touch.name or "": {channel for channel, _ in touch.channels} for touch in solid if touch.outward}
-    group = group_of(name, outputs, touches, odd)
-    if not isinstance(group, str) and any(made[maker] & covered[maker] for maker in made if maker != name):
-        group = "some of its channels belong to another group"
-    for maker, channels in made.items():
-        covered[maker] |= channels
-    layers = tuple(dict.fromkeys(touch.name or "" for touch in solid)) or (name,)
-    return _Candidate(name, layers, group)
+        looked = followed(module, bundle.input_shape, names, covered, seconds=limits.group_s, until=until)
+        for candidate, done in looked:
+            found.append(candidate)
+            if progress:
+                progress(f"following the channels of {candidate.name}", done)
+    except PruningError:
+        if not groups and not refusals:
+            raise
+    more, others = proved(bench, found, left_alone, until=until)
+    made = covered_by(more)
+    known = {each.name for each in refusals}
+    kept = tuple(each for each in refusals if each.name not in made)
+    return more, (*kept, *(each for each in others if each.name not in known))
 
 
 def _leaves_something(module: nn.Module, groups: Sequence[Group], refusals: Sequence[Refusal]) -> bool:
@@ -148,7 +127,9 @@ def _leaves_something(module: nn.Module, groups: Sequence[Group], refusals: Sequ
     return any(isinstance(layer, WEIGHTED) and name not in made for name, layer in module.named_modules())
 
 
-def _still_refused(refusals: Sequence[Refusal], others: Sequence[Refusal], more: Sequence[Group]) -> list[Refusal]:
+def _still_refused(
+    refusals: Sequence[Refusal], others: Sequence[Refusal], more: Sequence[Group]
+) -> tuple[Refusal, ...]:
     """The refusals that remain when further groups were found, without saying anything twice."""
     made = {member.name for group in more for member in group.members if member.role == "out"}
     seen = {refusal.name for refusal in others}
@@ -158,12 +139,17 @@ def _still_refused(refusals: Sequence[Refusal], others: Sequence[Refusal], more:
         if refusal.name not in made and not ("mixes channels" in refusal.reason and refusal.name in seen)
     ]
     said = {layer for refusal in kept for layer in refusal.layers}
-    return [*kept, *(refusal for refusal in others if not said & {refusal.name, *refusal.layers[:1]})]
+    return (*kept, *(refusal for refusal in others if not said & {refusal.name, *refusal.layers[:1]}))
 
 
-def _refused(group: Group | str, ignore: Sequence[str]) -> str | None:
-    if isinstance(group, str):
-        return group
+def _parts(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """Progress in two halves."""
+    if progress is None:
+        return None, None
+    return (lambda text, done: progress(text, done / 2)), (lambda text, done: progress(text, 0.5 + done / 2))
+
+
+def _refused(group: Group, ignore: Sequence[str]) -> str | None:
     for member in group.members:
         for pattern in ignore:
             inside = pattern.removesuffix("*").removesuffix(".")
@@ -180,7 +166,7 @@ def _unmentioned(module: nn.Module, groups: Sequence[Group], refusals: Sequence[
     owners = {name.rpartition(".")[0] for name in mentioned}  # of parameters that are in a group
     mentioned.update(name for refusal in refusals for name in refusal.layers)
     for name, layer in module.named_modules():
-        if isinstance(layer, _WHOLE) and name not in owners:
+        if isinstance(layer, _WHOLE) and name not in owners and name not in mentioned:
             yield Refusal(name, f"{type(layer).__name__}: no sound rule for its kind", (name,))
         elif name in mentioned or _inside_whole(module, name):
             continue

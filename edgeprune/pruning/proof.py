@@ -19,6 +19,7 @@ from torch import nn
 
 from edgeprune.errors import PruningError
 from edgeprune.pruning import block_surgery
+from edgeprune.pruning.settling import settle
 from edgeprune.pruning.surgery import Removals, cut, per_unit, replica, silence, weight_name
 from edgeprune.types import Block, Group, Progress, Shape
 
@@ -47,6 +48,7 @@ def scrambled(module: nn.Module, input_shape: Shape, *, seed: int = 0) -> Bench:
         network = _randomized(replica(module).to(dtype).eval(), generator)
         images = torch.rand(_IMAGES, *input_shape, generator=generator, dtype=torch.float64).to(dtype)
         try:
+            settle(network, images, generator)
             with torch.no_grad():
                 return Bench(network, images, network(images), tolerance)
         except Exception as error:  # noqa: BLE001  # the user's forward pass: a constant of another dtype, for one

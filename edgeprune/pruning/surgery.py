@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import PruningError
+from edgeprune.pruning import recurrent
 from edgeprune.pruning.masked import without
 from edgeprune.types import Group, Member
 
@@ -118,7 +119,8 @@ def caches(module: nn.Module) -> list[dict[Any, Any]]:
 
 def weight_name(member: Member) -> str:
     """The name of the parameter that a member of a layer, or a bare parameter, is about."""
-    return member.name if member.kind == "PARAMETER" else f"{member.name}.weight"
+    leaf = "weight_ih_l0" if member.kind == "RNN" else "weight"
+    return member.name if member.kind == "PARAMETER" else f"{member.name}.{leaf}"
 
 
 def per_unit(layer: Any, values: torch.Tensor, member: Member) -> torch.Tensor:
@@ -152,7 +154,8 @@ def _edited(
         owner, _, leaf = name.rpartition(".")
         _scale(module.get_submodule(owner), leaf, factors)
     for place, indices in places.items():
-        owner = place.name.rpartition(".")[0] if place.kind in ("PARAMETER", "ATTRIBUTE") else place.name
+        bare = ("PARAMETER", "ATTRIBUTE", "SIZE")
+        owner = place.name.rpartition(".")[0] if place.kind in bare else place.name
         try:
             with torch.no_grad():
                 edit(module.get_submodule(owner), place, indices)
@@ -167,8 +170,17 @@ def _cut(layer: Any, place: Place, gone: list[int]) -> None:
         _shorten(layer, place.name.rpartition(".")[2], place.dim, gone)
     elif kind in ("LN", "GN", "ATTRIBUTE"):
         _cut_size(layer, place, len(gone), gone)
-    elif kind == "MIX":
-        return  # a mean follows the shape
+    elif kind in ("MIX", "STATE"):
+        return  # a mean follows the shape; a recurrent layer's own reading of its hidden units is cut with them
+    elif kind == "RNN":
+        for leaf, value in list(recurrent.changes(layer, kind, place.role, gone, recurrent.without)):
+            _replace(layer, leaf, value)
+        if outward:
+            layer.hidden_size -= len({index % layer.hidden_size for index in gone})
+        else:
+            layer.input_size -= len(gone)
+    elif kind == "SIZE":
+        _lower(layer, place.name.rpartition(".")[2], place.dim, len(gone))
     elif kind in ("BN", "IN"):
         for leaf in _NORMS:
             _shorten(layer, leaf, 0, gone)
@@ -190,7 +202,9 @@ def _cut(layer: Any, place: Place, gone: list[int]) -> None:
     elif kind == "DEPTHWISE_CONV":
         _shorten(layer, "weight", 0, gone)
         _shorten(layer, "bias", 0, gone)
-        layer.in_channels, layer.out_channels, layer.groups = (layer.groups - len(gone),) * 3
+        multiplier = layer.out_channels // layer.groups
+        layer.out_channels -= len(gone)
+        layer.in_channels = layer.groups = layer.out_channels // multiplier
     elif kind == "CONV":
         _cut_convolution(layer, gone, outward=outward)
     else:
@@ -256,6 +270,9 @@ def _silence(layer: Any, place: Place, gone: list[int]) -> None:
         removed = _per_part(gone, weight.shape[0], weight.shape[axis])
         silent = [weight[part].index_fill(axis - 1, torch.tensor(sorted(gone)), 0) for part, gone in enumerate(removed)]
         _replace(layer, "weight", torch.stack(silent).flatten(0, 1))
+    elif place.kind in ("RNN", "STATE"):
+        for leaf, value in list(recurrent.changes(layer, place.kind, place.role, gone, recurrent.zeroed)):
+            _replace(layer, leaf, value)
     else:
         raise PruningError(f"cannot silence what {place.name} reads: no rule for {place.kind}")
 
@@ -284,6 +301,15 @@ def _shorten(layer: Any, leaf: str, dim: int, gone: list[int]) -> None:
     left = set(gone)
     kept = torch.tensor([index for index in range(old.shape[dim]) if index not in left], dtype=torch.long)
     _replace(layer, leaf, old.index_select(dim, kept.to(old.device)))
+
+
+def _lower(layer: Any, attribute: str, position: int, count: int) -> None:
+    """Lower a number (or with a position, one of a list or tuple) that says how many channels there are."""
+    held = getattr(layer, attribute)
+    if position < 0:
+        setattr(layer, attribute, held - count)
+    else:
+        setattr(layer, attribute, type(held)(n - count if i == position else n for i, n in enumerate(held)))
 
 
 def _replace(layer: Any, leaf: str, value: torch.Tensor) -> None:

@@ -15,10 +15,15 @@ from typing import Any
 from torch import nn
 from torch_pruning.ops import OPTYPE
 
-from edgeprune.pruning.dependencies import FLOW, Touch
+from edgeprune.pruning.dependencies import FLOW, Apart, Own, Touch
 from edgeprune.types import Group, Member
 
 _MIXING = {OPTYPE.LN: "LayerNorm", OPTYPE.GN: "GroupNorm"}
+MADE_OUTPUT = "it makes the network's output"
+UNREAD = "no layer takes its channels in: they are the network's output"
+STUCK = "its channels meet values that no layer makes, so many that they cannot become fewer"
+MIXES = "mixes channels: the ones that stay would change"
+_FINAL = (MADE_OUTPUT, UNREAD, STUCK, MIXES, "--ignore", "it has a single channel", "there was no time left")
 _WITHOUT_RULE = {OPTYPE.CUSTOMIZED, OPTYPE.MHA, OPTYPE.LSTM}
 
 
@@ -32,12 +37,16 @@ def group_of(name: str, outputs: Sequence[int], touches: Sequence[Touch], odd: d
         return reasons[0]
     solid = [touch for touch in touches if touch.kind not in FLOW]
     if all(touch.outward for touch in solid):
-        return "no layer takes its channels in: they are the network's output"
-    positions = {output: position for position, output in enumerate(outputs)}
+        return UNREAD
+    origins = sorted({origin for touch in solid for _, origin in touch.channels if origin is not None})
+    positions = {output: position for position, output in enumerate(origins)}
     channels = [_by_origin(touch, positions) for touch in solid]
-    units = _tied(len(outputs), channels)
+    units = _tied(len(origins), channels)
     slots = [_slots(touch, channels[i]) for i, touch in enumerate(solid)]
-    balanced = _balanced(units, slots)
+    parts = [touch for touch in touches if isinstance(touch.module, Apart)]
+    slots += [_slots(touch, _by_origin(touch, positions)) for touch in parts]
+    even = [*(True for _ in solid), *(touch.module.even for touch in parts)]
+    balanced = _balanced(units, slots, even)
     if isinstance(balanced, str):
         return balanced
     members = tuple(
@@ -50,7 +59,12 @@ def group_of(name: str, outputs: Sequence[int], touches: Sequence[Touch], odd: d
         )
         for i, touch in enumerate(solid)
     )
-    return Group(name, len(balanced), members)
+    return Group(name, len(balanced), tuple(member for member in members if any(member.channels)))
+
+
+def is_final(reason: str) -> bool:
+    """Would no other way of following channels change this reason?"""
+    return any(part in reason for part in _FINAL)
 
 
 def weights_that_cannot_be_cut(module: nn.Module) -> dict[str, str]:
@@ -75,7 +89,7 @@ def weights_that_cannot_be_cut(module: nn.Module) -> dict[str, str]:
 
 def _unfit(touch: Touch, odd: dict[str, str]) -> str | None:
     if touch.kind == OPTYPE.OUTPUT:
-        return "it makes the network's output"
+        return MADE_OUTPUT
     if any(origin is None for _, origin in touch.channels):
         return f"its channels cannot be followed into {touch.name or type(touch.module).__name__}"
     if touch.kind in FLOW:
@@ -83,7 +97,9 @@ def _unfit(touch: Touch, odd: dict[str, str]) -> str | None:
     if touch.name is None or touch.kind in _WITHOUT_RULE:
         return f"{touch.name or 'it'} ({type(touch.module).__name__}): no sound rule for its kind"
     if touch.kind in _MIXING:
-        return f"{touch.name} ({_MIXING[touch.kind]}) mixes channels: the ones that stay would change"
+        return f"{touch.name} ({_MIXING[touch.kind]}) {MIXES}"
+    if isinstance(touch.kind, Own):
+        return None
     size = _size(touch)
     if size is not None and any(not 0 <= channel < size for channel, _ in touch.channels):
         return f"its channels cannot be followed into {touch.name}, which has only {size}"
@@ -136,8 +152,13 @@ def _tied(count: int, channels: Iterable[list[set[int]]]) -> list[list[int]]:
 
 
 def _slots(touch: Touch, channels: list[set[int]]) -> list[dict[Any, set[int]]]:
-    """Each origin's channels, by the convolution group that they are in."""
+    """Each origin's channels, by the convolution group or by the part of a split that they are in."""
     layer = touch.module
+    if isinstance(layer, Apart):
+        return [
+            {part: {index for index in indices if layer.parts[index] == part} for part in sorted(set(layer.parts))}
+            for indices in channels
+        ]
     parts = layer.groups if touch.kind == OPTYPE.CONV else 1
     size = ((layer.out_channels if touch.outward else layer.in_channels) // parts) if parts > 1 else 0
     slots: list[dict[Any, set[int]]] = []
@@ -149,22 +170,35 @@ def _slots(touch: Touch, channels: list[set[int]]) -> list[dict[Any, set[int]]]:
     return slots
 
 
-def _balanced(units: list[list[int]], slots: list[list[dict[Any, set[int]]]]) -> list[list[int]] | str:
-    """Units that each take as much from every slot as every other unit does, or why there are none."""
+_Shape = tuple[tuple[int, ...], ...]
 
-    def shape(unit: list[int]) -> tuple[tuple[int, ...], ...]:
+
+def _balanced(
+    units: list[list[int]], slots: list[list[dict[Any, set[int]]]], even: Sequence[bool]
+) -> list[list[int]] | str:
+    """Units that each take as much from every slot as every other unit does, or why there are none.
+
+    `even` says of each member whether all of its slots must lose as much. Where the parts of a split are of different
+    size, what has no partner stays.
+    """
+
+    def shape(unit: list[int]) -> _Shape:
         return tuple(
             tuple(len(set().union(*(member[origin][part] for origin in unit))) for part in member[0])
             for member in slots
         )
 
-    classes: dict[tuple[tuple[int, ...], ...], list[list[int]]] = defaultdict(list)
+    def uneven(unit: list[int]) -> bool:
+        return any(len(set(counts)) > 1 for counts, same in zip(shape(unit), even, strict=True) if same)
+
+    classes: dict[_Shape, list[list[int]]] = defaultdict(list)
     for unit in units:
         classes[shape(unit)].append(unit)
-    kinds = list(classes.values())
-    if len({len(kind) for kind in kinds}) > 1:
-        return "its channels are split into parts of different size"
-    together = [sorted(itertools.chain.from_iterable(tied)) for tied in zip(*kinds, strict=True)]
-    if any(len(set(counts)) > 1 for counts in shape(together[0])):
-        return "a grouped convolution takes them into some of its groups only"
+    kinds = sorted(classes.values(), key=len)
+    while 2 * len(kinds[0]) < len(kinds[-1]):  # too few to hold the others back: these stay
+        del kinds[0]
+    kinds.sort()
+    together = [sorted(itertools.chain.from_iterable(tied)) for tied in zip(*kinds, strict=False)]
+    if uneven(together[0]):
+        return "its channels reach some parts of a grouped convolution or a split only"
     return together
