@@ -62,7 +62,7 @@ def _compare(name: str, fresh: nn.Module, module: nn.Module, encoder: Encoder, e
             raise Opaque(f"{_join(name, key)} is gone")
     for key, child in module._modules.items():
         other = fresh._modules.get(key)
-        if child is not None and other is not None and type(child) is type(other):
+        if child is not None and other is not None and _alike(child, other):
             _compare(_join(name, key), other, child, encoder, edits)
         elif child is not None or other is not None or key not in fresh._modules:
             content = None if child is None else encoder.value(child, _join(name, key))
@@ -70,6 +70,12 @@ def _compare(name: str, fresh: nn.Module, module: nn.Module, encoder: Encoder, e
     if list(fresh._modules) != list(module._modules):
         for key in fresh._modules.keys() - module._modules.keys():
             raise Opaque(f"{_join(name, key)} is gone")
+
+
+def _alike(child: nn.Module, other: nn.Module) -> bool:
+    """Of one class, and with a place for every tensor? A layer whose weight was baked in has lost some."""
+    gone = other._parameters.keys() - child._parameters.keys() | other._buffers.keys() - child._buffers.keys()
+    return type(child) is type(other) and not gone
 
 
 def _compare_attributes(name: str, fresh: nn.Module, module: nn.Module, edits: dict[str, list[Json]]) -> None:

@@ -15,6 +15,7 @@ from edgeprune.errors import ModelError, UsageError
 from edgeprune.models import bundle as bundles
 from edgeprune.models import checkpoint, pickles, program
 from edgeprune.models.architecture import named_by_user
+from edgeprune.models.baking import baked
 from edgeprune.models.building import build
 from edgeprune.models.inputs import with_held_inputs
 from edgeprune.models.outputs import SelectedOutput
@@ -138,7 +139,7 @@ def _bundle(
     path: Path,
     input_shape: Shape | None,
 ) -> ModelBundle:
-    module = settle(module, str(path))
+    module = baked(settle(module, str(path)))
     shape = input_shape or settings.input_shape or said.shape
     if shape is None:
         raise missing_shape(module, str(path))

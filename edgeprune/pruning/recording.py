@@ -157,9 +157,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch han
         known = self.weights.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
-    def took_apart(self, labels: Tensor, parts: Tensor, *, pieces: bool) -> None:
+    def took_apart(self, labels: Tensor, parts: Tensor, *, pieces: bool, even: bool = False) -> None:
         """Note that channels (their labels, and the part that each goes to) are taken apart."""
-        self.notes.apart.append(Parts(labels, parts, tuple(self.stack), pieces, self.even))
+        self.notes.apart.append(Parts(labels, parts, tuple(self.stack), pieces, even or self.even))
 
     def _owned(self, tensor: Tensor) -> Tensor | None:
         """A parameter that is used by itself: every element has a label of its own, and so every index of each dim."""

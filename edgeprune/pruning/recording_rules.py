@@ -364,14 +364,18 @@ def taken_apart(call: Call) -> None:
     dim, width = named % label.dim(), label.shape[named]
     sizes = [piece.shape[dim] for piece in (call.out if pieces else [call.out])]
     step = call.args[4] if not pieces and len(call.args) > 4 else 1
-    if step != 1 or sizes[0] == width or not varies(label, dim):
+    if sizes[0] == width or not varies(label, dim):
+        return
+    channels = call.recorder.notes.ties.of_slices(label, dim)
+    if step != 1:  # every other one: what lies between them is taken by another slice
+        call.recorder.took_apart(channels, torch.arange(width) % step, pieces=False, even=True)
         return
     start = 0
     if not pieces and len(call.args) > 2 and call.args[2]:
         start = max(call.args[2] + width, 0) if call.args[2] < 0 else call.args[2]
     edges = torch.tensor([start, *sizes]).cumsum(0)
     parts = torch.bucketize(torch.arange(width), edges, right=True)
-    call.recorder.took_apart(call.recorder.notes.ties.of_slices(label, dim), parts, pieces=pieces)
+    call.recorder.took_apart(channels, parts, pieces=pieces)
 
 
 _MOVED = (
