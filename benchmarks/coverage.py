@@ -9,8 +9,8 @@ the classifier left alone) and then edgeprune's own export, so that only the pru
 of its own with a time limit. MACs are counted by torch's own counter, the same one for both.
 
 What it cannot see: whether torch-pruning's network is still the dense one without some of its channels. Edgeprune
-proves that before it hands a network out. Prints a table and the reason of every failure; writes JSON after each
-network.
+proves that before it hands a network out. Prints a table (`trace`: seconds of tracing and proving) and the reason of
+every failure; writes JSON after each network.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Attempt:
     parity: float | None = None
     groups: int | None = None
     refusals: int | None = None
+    trace_seconds: float | None = None
     seconds: float = 0.0
     peak_mb: float = 0.0
 
@@ -172,7 +173,7 @@ def ours(bundle: ModelBundle, result: Attempt) -> ModelBundle:
     config, goal = Config(), Goal("macs_ratio", MACS_RATIO)
     multiple = load_profile(config.run.target).multiple_for(config.latency.runtimes[0])
     graph = trace(bundle)
-    result.groups, result.refusals = len(graph.groups), len(graph.refusals)
+    result.groups, result.refusals, result.trace_seconds = len(graph.groups), len(graph.refusals), graph.seconds
     scores = protocols.find("criterion", config.prune.criterion)(bundle, graph, None, seed=0)
     widths = allocate(graph, scores, goal, multiple)
     return apply(make_plan(bundle, graph, scores, widths, goal, multiple, 0), bundle, graph)
@@ -292,7 +293,11 @@ def row(pair: dict[str, dict[str, Any]]) -> str:
     for result in pair.values():
         removed = "-" if result["macs_removed"] is None else f"{result['macs_removed']:.0%}"
         verdict = "ok" if result["ok"] else "skip" if "SkipError" in result["reason"] else f"no: {result['stage']}"
-        cells.append(f"{verdict:12} {removed:>6} {result['seconds']:6.0f} {result['peak_mb']:7.0f}")
+        traced = result.get("trace_seconds")
+        cells.append(
+            f"{verdict:12} {removed:>6} {'-' if traced is None else format(traced, '.1f'):>6} "
+            f"{result['seconds']:6.0f} {result['peak_mb']:7.0f}"
+        )
     return " | ".join(cells)
 
 
@@ -317,6 +322,7 @@ def main() -> None:
     """Parse, try every network on both sides, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, separated by commas (default: all 49)")
+    parser.add_argument("--sides", default=",".join(SIDES), help="ours, peer, or both (default)")
     parser.add_argument("--limit", type=float, default=240, help="seconds for each network and side")
     parser.add_argument("--memory-gb", type=float, default=12, help="address space of each process")
     parser.add_argument("--threads", type=int, default=1)
@@ -328,12 +334,13 @@ def main() -> None:
         attempt(network, side, Path(note), options.threads)
         return
     networks = options.only.split(",") if options.only else [*TORCHVISION, *TIMM]
-    heading = f"{'result':12} {'MACs':>6} {'s':>6} {'MB':>7}"
-    print(f"{'':26} | {SIDES['ours']:34} | {SIDES['peer']}\n{'network':26} | {heading} | {heading}", flush=True)
+    heading = f"{'result':12} {'MACs':>6} {'trace':>6} {'s':>6} {'MB':>7}"
+    print(f"{'':26} | {SIDES['ours']:41} | {SIDES['peer']}\n{'network':26} | {heading} | {heading}", flush=True)
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for network in networks:
         results[network] = {
-            side: supervised(network, side, options.limit, options.threads, options.memory_gb) for side in SIDES
+            side: supervised(network, side, options.limit, options.threads, options.memory_gb)
+            for side in options.sides.split(",")
         }
         print(row(results[network]), flush=True)
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
