@@ -77,6 +77,17 @@ def test_the_gate_imports_no_torch(finished: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+def test_the_gate_judges_in_a_moment(finished: Path) -> None:
+    """Processor time of the whole process, the best of three."""
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert process("gate", "run", "--artifact", "run/model.onnx", folder=finished).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < 0.5
+
+
 def test_version(edgeprune: Command) -> None:
     said = edgeprune("--version")
     assert (said.code, said.out, said.err) == (0, f"edgeprune {package.__version__}\n", "")
