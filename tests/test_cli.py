@@ -149,7 +149,7 @@ def test_json_alone_on_stdout_and_stages_are_kept(project: Path, edgeprune: Comm
     assert said.code == 0
     assert json.loads(said.out)["schema_version"] == "1"
     assert said.out == (project / "run" / "report.json").read_text()
-    assert said.err.count("kept from the run before") == 11
+    assert said.err.count("kept from the run before") == 12
 
 
 def test_another_setting_redoes_what_depends_on_it(project: Path, edgeprune: Command) -> None:
