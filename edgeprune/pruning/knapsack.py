@@ -28,6 +28,7 @@ _MULTIPLIERS = 32
 _SWEEPS = 20
 _SECONDS = 5.0  # for exchanges; the relaxation alone takes a fraction of one
 _NOTHING = 1e-12
+_MOST_LOST = 12.0
 
 Levels = list[int]
 
@@ -48,7 +49,7 @@ class Problem:
         """The problem of a scored network; UsageError when limits leave a group no width."""
         choices = tuple(choices_of(graph, multiple, rules))
         gone = tuple(np.array([g.width - w for w in choices[i]], dtype=np.float64) for i, g in enumerate(graph.groups))
-        lost = tuple(np.array(importance_lost(scores.values[g.name], choices[i])) for i, g in enumerate(graph.groups))
+        lost = tuple(strain(importance_lost(scores.values[g.name], choices[i])) for i, g in enumerate(graph.groups))
         return cls(graph, choices, gone, lost, prices, multiple)
 
     def loss(self, levels: Levels) -> float:
@@ -66,6 +67,16 @@ class Problem:
     def widths(self, levels: Levels) -> Widths:
         """The solution as widths; NothingLeftError when it cuts nothing."""
         return widths_at(self.graph, self.choices, levels, self.multiple)
+
+
+def strain(lost: Sequence[float]) -> Table:
+    """What a group's choices lose: 1 / share^2 - 1 of the share of importance that stays; `lost` is -log of the share.
+
+    The second power keeps groups together: importance says which channels of a group go first, and less of how far a
+    group can go before recovery fails. See `docs/decisions/knapsack-without-a-solver.md`.
+    """
+    found: Table = np.expm1(2 * np.minimum(np.array(lost, dtype=np.float64), _MOST_LOST))
+    return found
 
 
 def solve(problem: Problem, budget: float) -> Levels:

@@ -16,12 +16,14 @@ import numpy as np
 from edgeprune.errors import PruningError
 from edgeprune.pruning.allocation import NothingLeftError, Rules
 from edgeprune.pruning.block_allocation import BLOCK_PRICE, Choice, Importance, without
-from edgeprune.pruning.knapsack import Problem, in_order, solve
+from edgeprune.pruning.knapsack import Problem, in_order, solve, strain
 from edgeprune.pruning.prices import Prices, Table, by_time
 from edgeprune.types import ChannelGraph
 
 Tables = Mapping[str, tuple[Sequence[int], Sequence[int], Table]]
 _NEAR = 0.02
+_BLOCK_STRAIN = float(strain([BLOCK_PRICE])[0])
+"""A block of average importance costs as much as one group at the share that `BLOCK_PRICE` is the logarithm of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,15 +101,15 @@ class TimedChoices:
         return by_time(graph, self.tables)
 
     def _loss(self, choice: Choice) -> float:
-        """Importance that a choice loses, blocks and channels in one currency (`BLOCK_PRICE`)."""
+        """What a choice loses, blocks and channels in one currency."""
         values = self.importance.blocks.values if self.importance.blocks else {}
-        lost = sum(BLOCK_PRICE * values[name] for name in choice.removed)
+        lost = sum(_BLOCK_STRAIN * values[name] for name in choice.removed)
         if self.importance.scope == "blocks":
             return lost
         for group in without(self.graph, choice.removed).groups:
             scores = np.sort(self.importance.channels.values[group.name])
             gone = float(scores[: group.width - choice.widths[group.name]].sum() / max(float(scores.sum()), 1e-300))
-            lost -= math.log1p(-min(gone, 1 - 1e-12))
+            lost += float(strain([-math.log1p(-min(gone, 1 - 1e-12))])[0])
         return lost
 
 
