@@ -38,7 +38,7 @@ from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import DataConfig, LatencyConfig, ModelConfig, PruneConfig, RecoverConfig
 from edgeprune.console import TerminalConsole
 from edgeprune.data import open_split
-from edgeprune.latency.measure import measure
+from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
 from edgeprune.planning import Range, Wish, plan_for
 from edgeprune.pruning.aim import aim_among
@@ -185,7 +185,7 @@ def judged(case: Case, pruned: ModelBundle, seed: int, epochs: int, runtime: str
             runtime,
             images,
             case.range.settings,
-            target="cpu",
+            bench=Bench("cpu"),
             seed=seed,
             progress=lambda *_: None,
         )

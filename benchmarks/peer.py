@@ -27,7 +27,7 @@ from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config, load_config
 from edgeprune.console import TerminalConsole
 from edgeprune.data import open_split
-from edgeprune.latency.measure import measure
+from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, make_plan
@@ -83,7 +83,7 @@ def judge(pruned: ModelBundle, dense: ModelBundle, config: Config, splits: tuple
             runtime,
             images,
             config.latency,
-            target="cpu",
+            bench=Bench("cpu"),
             seed=seed,
             progress=lambda *_: None,
         )
