@@ -29,6 +29,7 @@ from edgeprune.records import (
 )
 from edgeprune.runfolder import RunFolder
 from edgeprune.steps import EVIDENCE, Exported, Planned, Recovered, Run
+from edgeprune.sweeping.sharing import Shared
 from edgeprune.there import OnDevice
 from edgeprune.types import ModelBundle, Split
 
@@ -52,7 +53,7 @@ class Found:
 
 
 @contextmanager
-def open_run(model: Path, config: Config, out: Path, console: Console, command: str) -> Iterator[Run]:
+def open_run(model: Path, config: Config, out: Path, console: Console, command: str, shared: Shared) -> Iterator[Run]:
     """Open the target, the model, the data, then the run folder; say at once what the budgets cannot be judged on.
 
     Nothing is written before everything was opened. The report of the run before goes: a folder with a report in it
@@ -65,7 +66,7 @@ def open_run(model: Path, config: Config, out: Path, console: Console, command: 
     preflight.check_settings(config, profile)
     bundle = load(model, config.model)
     preflight.check_model(bundle, config)
-    train, test = _open_data(bundle, config)
+    train, test = open_data(bundle, config)
     with console.task("looking over the model and the data"):
         warnings = _doubts(bundle, train, test, config)
     for warning in warnings:
@@ -84,6 +85,7 @@ def open_run(model: Path, config: Config, out: Path, console: Console, command: 
             command=command,
             warnings=warnings,
             device=device,
+            shared=shared,
         )
 
 
@@ -133,7 +135,7 @@ def finish(run: Run, found: Found) -> Report:
 def _attest(report: Report, run: Run) -> None:
     from edgeprune.attestation import attest
 
-    configured = hashlib.sha256(run.config.model_dump_json().encode()).hexdigest()
+    configured = hashlib.sha256(run.config.model_dump_json(exclude={"sweep"}).encode()).hexdigest()
     statement = attest(report, sha256_of(run.folder.path / REPORT), run.config.budget, configured)
     write_text(run.folder.path / ATTESTATION, statement.to_json())
 
@@ -153,7 +155,8 @@ def _everywhere(found: Found) -> tuple[AccuracyComparison, ...] | Unmeasured:
     return (*found.accuracy, *(there.accuracy for there in found.there if there.accuracy is not None))
 
 
-def _open_data(bundle: ModelBundle, config: Config) -> tuple[Split | None, Split | None]:
+def open_data(bundle: ModelBundle, config: Config) -> tuple[Split | None, Split | None]:
+    """The training and the test split, where they are given; the test images are enough to be judged on."""
     from edgeprune.data import open_split
 
     data, seed, trust = config.data, config.run.seed, config.model.trust

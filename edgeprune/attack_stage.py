@@ -88,7 +88,8 @@ class _Scene:
         run, threat = self.run, self.threat(split)
         path = self.path(name)
         inputs = {**run.attack_inputs(self.exported), "threat": threat.model_dump()}
-        run.folder.stage(name, AttackedFile, inputs, partial(self._attack, side, split, threat, path))
+        work = partial(self._attack, side, split, threat, path)
+        run.folder.stage(name, AttackedFile, inputs, run.on_one(side, name, AttackedFile, inputs, work))
         return FileOutcome.load(path)
 
     def _attack(self, side: Side, split: Split, threat: ThreatModel, path: Path) -> tuple[AttackedFile, list[Path]]:

@@ -163,7 +163,8 @@ def _distances(site: _Site, side: Side, split: Split, how: DistanceSearch) -> tu
         "bounds": site.robustness.threat.bounds,
     }
     work = partial(_search, site, side, split, how, wanted, path)
-    done = site.run.folder.stage(f"distances-{side}", DistanceSearch, inputs, work)
+    shared = site.run.on_one(side, f"distances-{side}", DistanceSearch, inputs, work)
+    done = site.run.folder.stage(f"distances-{side}", DistanceSearch, inputs, shared)
     return Distances.load(path), done
 
 
@@ -231,7 +232,8 @@ def _check(site: _Site, side: Side, known: Distances, threat: ThreatModel) -> Fa
     threat = threat.model_copy(update={"samples": len(left), "samples_digest": left.digest})
     inputs = {**site.run.attack_inputs(site.exported), "threat": threat.model_dump()}
     name = f"curve-{side}-{threat.epsilon.replace('/', '-')}"
-    return site.run.folder.stage(name, Fallen, inputs, partial(_attack, site, side, left, threat))
+    work = partial(_attack, site, side, left, threat)
+    return site.run.folder.stage(name, Fallen, inputs, site.run.on_one(side, name, Fallen, inputs, work))
 
 
 def _attack(site: _Site, side: Side, left: Split, threat: ThreatModel) -> tuple[Fallen, list[Path]]:

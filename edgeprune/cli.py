@@ -276,7 +276,7 @@ def compare(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="report, plan, verdict, comparison, statement, profile or config.")],
+    kind: Annotated[str, typer.Argument(help="report, plan, verdict, comparison, statement, sweep, profile, config.")],
 ) -> None:
     """Print the JSON Schema of a file that edgeprune writes or reads."""
     from edgeprune.schema import schema_text

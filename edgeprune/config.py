@@ -26,6 +26,7 @@ from edgeprune.pruning.limits import Span as WidthSpan
 from edgeprune.pruning.limits import WidthLimits, amount, span
 from edgeprune.quantities import Epsilon, Milliseconds, Minutes, Times, Width, Widths
 from edgeprune.sections import Place, Section, setting
+from edgeprune.sweeping.settings import Alternatives, SweepConfig
 from edgeprune.types import Goal
 
 FILE_NAME = "edgeprune.toml"
@@ -217,7 +218,7 @@ class RunConfig(Section):
     torch_threads: int | None = setting(None, "Threads of torch itself (default: all cores).", gt=0)
 
 
-_GOALS = {"ratio", "macs_ratio", "speedup", "latency_ms"}
+GOALS = {"ratio", "macs_ratio", "speedup", "latency_ms"}
 _PATHS = (
     *(("data", "train"), ("data", "test"), ("run", "out"), ("run", "target")),
     *(("model", "arch"), ("model", "trust"), ("model", "held"), ("remote", "identity")),
@@ -229,6 +230,7 @@ _LIMITS = {
     "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number",
 }
+_TABLES = (dict[str, Limits], Alternatives)
 Tables = Mapping[str, Mapping[str, object]]
 """Section -> {name: value}."""
 
@@ -246,13 +248,14 @@ class Config(Section):
     boundary: BoundaryConfig = BoundaryConfig()
     certify: CertifyConfig = CertifyConfig()
     budget: BudgetConfig = BudgetConfig(scopes={})
+    sweep: SweepConfig = SweepConfig(prune={}, recover={})
     run: RunConfig = RunConfig()
 
 
 def settings_of(section: str) -> dict[str, FieldInfo]:
     """The settings of a section, by name; tables inside a section have no flag and are not among them."""
     fields: dict[str, FieldInfo] = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    return {name: field for name, field in fields.items() if field.annotation != dict[str, Limits]}
+    return {name: field for name, field in fields.items() if field.annotation not in _TABLES}
 
 
 def flag_of(section: str, name: str) -> str:
@@ -267,15 +270,26 @@ def load_config(path: Path | None, flags: Tables) -> Config:
     `flags` maps section to {name: value}. Paths in the file are relative to the file. UsageError names the key,
     what is wrong with it and the nearest known key.
     """
+    path, merged = merged_tables(path, flags)
+    return validated(path, merged, flags)
+
+
+def merged_tables(path: Path | None, flags: Tables) -> tuple[Path | None, dict[str, dict[str, Any]]]:
+    """The file that was read, if any, and its tables with the flags laid over them, not validated yet."""
     if path is None and Path(FILE_NAME).is_file():
         path = Path(FILE_NAME)
     tables = _read(path) if path else {}
-    merged: dict[str, dict[str, object]] = {}
+    merged: dict[str, dict[str, Any]] = {}
     for section in {*tables, *flags}:
         table, over = tables.get(section, {}), dict(flags.get(section, {}))
-        if section == "prune" and _GOALS & over.keys():  # a goal on the command line takes the place of the file's
-            table = {key: value for key, value in table.items() if key not in _GOALS}
+        if section == "prune" and GOALS & over.keys():  # a goal on the command line takes the place of the file's
+            table = {key: value for key, value in table.items() if key not in GOALS}
         merged[section] = {**table, **over}
+    return path, merged
+
+
+def validated(path: Path | None, merged: Tables, flags: Tables) -> Config:
+    """The settings of these tables; UsageError in the words of the place, the file or a flag, where one is wrong."""
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -331,6 +345,9 @@ def _explain(error: ValidationError, path: Path | None, merged: Tables, flags: T
     section, name = (*(str(part) for part in first["loc"]), "", "")[:2]
     if name == "scopes":
         return _explain_scope(first, path)
+    if section == "sweep" and name and name not in settings_of(section) and first["type"] != "extra_forbidden":
+        place = ".".join(str(part) for part in first["loc"][:3])
+        return UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')}", where=f"in {path}" if path else "")
     if first["type"] == "extra_forbidden":
         return _unknown(path, section if name else "", name or section)
     message = first["msg"].removeprefix("Value error, ")

@@ -13,15 +13,18 @@ from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.layerwise import layer_times
 from edgeprune.records import Report
+from edgeprune.sweeping.sharing import Shared
 
 
-def compress(model: Path, config: Config, *, command: str = "", console: Console | None = None) -> Report:
+def compress(
+    model: Path, config: Config, *, command: str = "", console: Console | None = None, shared: Shared | None = None
+) -> Report:
     """Prune, recover, export, measure and attack `model`; write the run folder and return its report.
 
-    `command` goes into the report as the way to reproduce it. Errors: those of `edgeprune.errors`; whatever was
-    finished before one is kept.
+    `command` goes into the report as the way to reproduce it; `shared` keeps what runs on the same network have in
+    common. Errors: those of `edgeprune.errors`; whatever was finished before one is kept.
     """
-    with open_run(model, config, run_folder(model, config), console or Console(), command) as run:
+    with open_run(model, config, run_folder(model, config), console or Console(), command, shared or Shared()) as run:
         planned = run.plan()
         recovered = run.recover(planned)
         exported = run.export(recovered)

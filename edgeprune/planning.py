@@ -18,8 +18,10 @@ from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config, PruneConfig
 from edgeprune.console import Console
 from edgeprune.errors import MeasurementError
+from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import LatencyFile, PrunePlan, Side
+from edgeprune.sweeping.sharing import Shared
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
@@ -41,11 +43,13 @@ class Planner:
     train: Split | None
     range: Range
     console: Console
+    shared: Shared
 
     @cached_property
     def graph(self) -> ChannelGraph:
         """The proved groups of the dense network: traced once, when they are needed."""
-        return self._trace(self.bundle)
+        asked = {"model": model_key(self.bundle), "ignore": self.config.prune.ignore, "scope": self.config.prune.scope}
+        return self.shared.graph(asked, lambda: self._trace(self.bundle))
 
     def step(self, number: int, start: ModelBundle, before: PrunePlan | None) -> tuple[PrunePlan | None, ModelBundle]:
         """The plan after step `number`, relative to the dense network, and the network cut by it, not yet recovered.

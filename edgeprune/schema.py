@@ -21,6 +21,7 @@ KINDS = {
     "plan": "plan.json: what was removed, and what was left alone and why.",
     "verdict": "What `edgeprune gate --json` prints.",
     "comparison": "What `edgeprune compare --json` prints.",
+    "sweep": "sweep.json: the points of a sweep and where each stands.",
     "statement": "attestation.json: an in-toto Statement that binds the files to their verdicts.",
     "profile": "A hardware profile (TOML).",
     "config": "edgeprune.toml, as data.",
@@ -60,5 +61,6 @@ def _model(kind: str) -> tuple[type[BaseModel], Literal["validation", "serializa
         "verdict": records.Verdict,
         "comparison": records.RunComparison,
         "statement": records.Statement,
+        "sweep": records.Sweep,
     }
     return written[kind], "serialization"

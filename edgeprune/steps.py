@@ -6,11 +6,11 @@ finished stage can be kept. Everything that a stage writes is whole or absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from edgeprune.records import (
     Unmeasured,
 )
 from edgeprune.runfolder import RunFolder
+from edgeprune.sweeping.sharing import Shared
 from edgeprune.there import OnDevice
 from edgeprune.types import ChannelGraph, ModelBundle, Split
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Floats
 
+T = TypeVar("T", bound=Record)
 PRUNED, PLAN, EVIDENCE = "pruned.pt", "plan.json", "evidence.npz"
 START = "steps/last.pt"  # where the recovery after the last of several steps begins
 STEMS: Mapping[Side, str] = {"dense": "dense/model", "compressed": "model"}
@@ -90,12 +92,6 @@ class Exported(Record):
         return {artifact.path: artifact.sha256 for artifact in self.artifacts}
 
 
-class Accuracies(Record):
-    """Clean accuracy, a comparison a runtime."""
-
-    each: tuple[AccuracyComparison, ...]
-
-
 @dataclass(frozen=True)
 class Run:
     """Everything that the stages share."""
@@ -111,6 +107,7 @@ class Run:
     command: str
     warnings: tuple[str, ...]
     device: protocols.Device | None
+    shared: Shared
 
     def plan(self) -> Planned:
         """Score, allocate (measuring candidates where the goal is in time), write plan.json.
@@ -156,13 +153,15 @@ class Run:
             "dense": model_key(self.bundle),
             "compressed": recovered.digest,
             "plan": self._plan_digest,
-            "runtimes": {name: _runtime(name).version() for name in self.config.latency.runtimes},
+            "runtimes": self._versions,
             "images": [split.digest for split in (self.test, self.train) if split],
         }
         return self.folder.stage("export", Exported, inputs, self._export)
 
     def accuracy(self, exported: Exported) -> tuple[AccuracyComparison, ...] | Unmeasured:
         """Clean accuracy of both files in every runtime."""
+        from edgeprune.accuracy_stage import Accuracies, accuracies
+
         if self.test is None:
             return _NO_TEST
         inputs = {
@@ -171,7 +170,7 @@ class Run:
             "test": self.test.digest,
             "confidence": self.config.budget.confidence,
         }
-        return self.folder.stage("accuracy", Accuracies, inputs, partial(self._accuracy, exported, self.test)).each
+        return self.folder.stage("accuracy", Accuracies, inputs, partial(accuracies, self, exported, self.test)).each
 
     def latency(self, exported: Exported) -> tuple[LatencyComparison, ...] | Unmeasured:
         """Both files, interleaved, in every runtime; each runtime is a stage of its own."""
@@ -208,6 +207,19 @@ class Run:
         """What every attack on the files depends on, beside its threat model."""
         return {**exported.digests(), **self.served, "gradients": "twin 2", "device": self.config.run.device}
 
+    def on_one(
+        self, side: Side, name: str, kind: type[T], inputs: dict[str, Any], work: Callable[[], tuple[T, list[Path]]]
+    ) -> Callable[[], tuple[T, Sequence[Path]]]:
+        """`work` of a stage on the file of one side: what is found of the dense one is shared.
+
+        `inputs` are the stage's; the digests of the other side's files are no part of what is shared.
+        """
+        if side == "compressed":
+            return work
+        alone = {key: value for key, value in inputs.items() if not key.startswith(f"{STEMS['compressed']}.")}
+        alone |= {"versions": self._versions, "model": model_key(self.bundle)}
+        return lambda: self.shared.piece(name, kind, alone, self.folder.path, work)
+
     def gradients(self, exported: Exported, side: Side, split: Split) -> Gradients:
         """How the file that is attacked is judged and differentiated."""
         return self._gradients(exported, side, self.config.latency.runtimes[0], split)
@@ -222,7 +234,7 @@ class Run:
         from edgeprune.planning import Planner, Range
 
         range_ = Range(self.bundle, *self._images(_TIMING_IMAGES), self.config.latency, self._seed, self.device)
-        return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console)
+        return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console, self.shared)
 
     def images(self, count: int) -> Floats:
         """Up to `count` images to time with, float32 (M, C, H, W)."""
@@ -277,35 +289,21 @@ class Run:
             return recover(pruned, self.bundle, task, progress=progress)
 
     def _export(self) -> tuple[Exported, list[Path]]:
+        images = [split.digest for split in (self.test, self.train) if split]
+        inputs = {"dense": model_key(self.bundle), "runtimes": self._versions, "images": images, "seed": self._seed}
+        root, work = self.folder.path, partial(self._export_side, "dense")
+        dense, files = self.shared.piece("export", Exported, inputs, root, work)
+        compressed, more = self._export_side("compressed")
+        artifacts, parity = (*dense.artifacts, *compressed.artifacts), (*dense.parity, *compressed.parity)
+        return Exported(artifacts=artifacts, parity=parity), [*files, *more]
+
+    def _export_side(self, side: Side) -> tuple[Exported, list[Path]]:
         images, inputs = self._images(16)
-        made = []
-        for side, stem in STEMS.items():
-            with self.console.task(f"exporting the {side} network"):
-                plan = self._plan_digest if side == "compressed" else ""
-                destination = Destination(self.folder.path, stem, side, plan)
-                runtimes = self.config.latency.runtimes
-                made.append(export_network(self.network(side), destination, runtimes, images, inputs))
-        exported = Exported(
-            artifacts=tuple(artifact for each in made for artifact in each.artifacts),
-            parity=tuple(parity for each in made for parity in each.parity),
-        )
-        return exported, [path for each in made for path in each.files]
-
-    def _accuracy(self, exported: Exported, test: Split) -> tuple[Accuracies, list[Path]]:
-        from edgeprune.robustness import evaluate
-
-        each = []
-        for name in self.config.latency.runtimes:
-            sides = []
-            for side in STEMS:
-                session = self.open(exported, side, name)
-                with self.console.task(f"accuracy of the {side} file in {name}") as progress:
-                    found = evaluate.predict(session, test, progress=progress, classes=len(self.bundle.classes))
-                sha256 = exported.of(side, _runtime(name).format).sha256
-                sides.append(evaluate.FilePredictions(sha256, session.info, found))
-            confidence = self.config.budget.confidence
-            each.append(evaluate.accuracy_comparison(sides[0], sides[1], test.labels(), confidence))
-        return Accuracies(each=tuple(each)), []
+        plan = self._plan_digest if side == "compressed" else ""
+        destination = Destination(self.folder.path, STEMS[side], side, plan)
+        with self.console.task(f"exporting the {side} network"):
+            made = export_network(self.network(side), destination, self.config.latency.runtimes, images, inputs)
+        return Exported(artifacts=made.artifacts, parity=made.parity), list(made.files)
 
     def _latency(self, exported: Exported, name: str) -> tuple[LatencyComparison, list[Path]]:
         from edgeprune.latency.measure import Bench, measure
@@ -377,6 +375,10 @@ class Run:
     def served(self) -> dict[str, Any]:
         """How files are served where they are judged: the first runtime is the one that is attacked."""
         return {"runtimes": self.config.latency.runtimes, "threads": self.config.latency.threads}
+
+    @property
+    def _versions(self) -> dict[str, str]:
+        return {name: _runtime(name).version() for name in self.config.latency.runtimes}
 
     @property
     def _plan_digest(self) -> str:

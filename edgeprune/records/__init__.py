@@ -63,6 +63,15 @@ from edgeprune.records.robustness import (
     Sequential,
     ThreatModel,
 )
+from edgeprune.records.sweep import (
+    Figure,
+    Objective,
+    Placed,
+    Sweep,
+    SweepAxis,
+    SweepDense,
+    SweepPoint,
+)
 from edgeprune.records.verdict import GateRow, Verdict
 
 __all__ = [
@@ -82,6 +91,7 @@ __all__ = [
     "Divergence",
     "Drift",
     "Environment",
+    "Figure",
     "FlipRank",
     "GateRow",
     "GroupPlan",
@@ -100,9 +110,11 @@ __all__ = [
     "ModelInfo",
     "NodeTime",
     "Noise",
+    "Objective",
     "Paired",
     "PairedDrop",
     "Parity",
+    "Placed",
     "Predicate",
     "Proportion",
     "PrunePlan",
@@ -125,6 +137,10 @@ __all__ = [
     "SplitInfo",
     "Statement",
     "StepRecord",
+    "Sweep",
+    "SweepAxis",
+    "SweepDense",
+    "SweepPoint",
     "TargetInfo",
     "ThinIce",
     "ThreatModel",
