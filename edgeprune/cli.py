@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import edgeprune
+from edgeprune.cli_sweep import sweep
 from edgeprune.errors import EdgepruneError, ExitCode, UsageError
 from edgeprune.flags import Flags, settings
 
@@ -89,6 +90,13 @@ def compress(
         typer.echo("\n" + "\n".join(str(path) for path in written(run_folder(model, loaded))))
     if gate and report.verdict:
         raise typer.Exit(exit_code(report.verdict))
+
+
+app.command()(
+    settings("run", "model", "data", "prune", "recover", "latency", "remote", "attack", "boundary", "budget", "sweep")(
+        sweep
+    )
+)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from edgeprune.robustness.suites import effort
 def html(report: Report) -> str:
     """The whole page."""
     return (
-        _templates()
+        templates()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -153,7 +153,8 @@ _FORMATS: dict[str, Callable[..., str]] = {
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The template engine of every page: it escapes whatever it is given."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
