@@ -49,6 +49,13 @@ def test_a_point_without_a_figure_that_others_have_is_not_compared() -> None:
     assert "no test data" in found[1].reason
 
 
+def test_a_point_timed_on_another_processor_is_not_compared() -> None:
+    other = point("c", 9.0, 0.9).model_copy(update={"machine": "another"})
+    found = placed([point("a", 2.0, 0.6), point("b", 1.5, 0.5), other], COMPARED)
+    assert [each.standing for each in found] == ["front", "behind", "not compared"]
+    assert "another processor" in found[2].reason
+
+
 def test_a_failed_point_keeps_its_reason() -> None:
     found = placed([point("a"), lost("b", "nothing could be removed")], COMPARED)
     assert (found[1].standing, found[1].reason) == ("failed", "nothing could be removed")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from edgeprune import protocols
 from edgeprune.errors import EdgepruneError, ExportError, MeasurementError
+from edgeprune.latency.alone import timing_alone
 from edgeprune.latency.copies import Operator, write_copies
 from edgeprune.latency.local import choose_cores
 from edgeprune.records import Record
@@ -66,7 +67,7 @@ def time_points(runtime: str, threads: int, batch_size: int, points: Sequence[Po
     )
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgeprune.latency.kernels"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with tempfile.TemporaryFile() as words:
+    with timing_alone(), tempfile.TemporaryFile() as words:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, env=environment)
         assert child.stdin
         assert child.stdout

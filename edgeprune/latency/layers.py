@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from edgeprune import protocols
 from edgeprune.errors import MeasurementError
+from edgeprune.latency.alone import timing_alone
 from edgeprune.latency.local import choose_cores
 from edgeprune.records import LayerTime, NodeTime, Record
 
@@ -62,7 +63,8 @@ def profile_files(runtime: str, files: tuple[Path, Path], images: Path, threads:
     )
     command = [sys.executable, "-P", "-m", "edgeprune.latency.layers"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, input=job.to_json().encode(), capture_output=True, env=environment, check=False)
+    with timing_alone():
+        done = subprocess.run(command, input=job.to_json().encode(), capture_output=True, env=environment, check=False)
     try:
         return Profiled.model_validate_json(done.stdout)
     except ValidationError as error:

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from edgeprune.errors import MeasurementError, UsageError
+from edgeprune.latency.alone import timing_alone
 from edgeprune.latency.machine import fastest_cores
 from edgeprune.latency.runner import Job, Outcome
 from edgeprune.latency.settings import RemoteConfig
@@ -56,9 +57,10 @@ class LocalDevice:
         cores = choose_cores(request.threads)
         blocks: list[BlockSamples] = []
         last = request.first + request.processes
-        for process in range(request.first, last):
-            progress(f"timing {request.runtime}: process {process + 1} of {last}", process / last)
-            blocks += _run(Job(request=request, process=process, cores=cores))
+        with timing_alone():
+            for process in range(request.first, last):
+                progress(f"timing {request.runtime}: process {process + 1} of {last}", process / last)
+                blocks += _run(Job(request=request, process=process, cores=cores))
         progress(f"timed {request.runtime}", 1.0)
         return tuple(blocks)
 

@@ -22,7 +22,7 @@ class SweepPoint(Record):
     """One run. `settings` are what was chosen, by `section.name`; `command` makes this very run again.
 
     `folder` is relative to the sweep's. `doubts`: what the measurements say against themselves. A point that failed has
-    the `reason`, and no figures.
+    the `reason`, and no figures. `machine`: the processor that it was timed on.
     """
 
     name: str
@@ -39,6 +39,7 @@ class SweepPoint(Record):
     accuracy: Figure | Unmeasured
     robust_accuracy: Figure | Unmeasured
     size_bytes: Figure | Unmeasured
+    machine: str = ""
     verdict: Literal["passed", "failed", "inconclusive", "no budgets"] | None = None
     verdict_reason: str = ""
     doubts: tuple[str, ...] = ()

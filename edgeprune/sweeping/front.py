@@ -8,6 +8,7 @@ machine between two runs is no difference between their points.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from edgeprune.records import Figure, Objective, Placed, SweepPoint, Unmeasured
@@ -23,8 +24,11 @@ def objectives_of(points: Sequence[SweepPoint]) -> tuple[Objective, ...]:
 
 def placed(points: Sequence[SweepPoint], objectives: Sequence[Objective]) -> tuple[Placed, ...]:
     """Where each point stands, in their order."""
-    compared = [point for point in points if point.status == "done" and not _missing(point, objectives)]
-    return tuple(_place(point, compared, objectives) for point in points)
+    machines = Counter(point.machine for point in points if point.status == "done")
+    usual = machines.most_common(1)[0][0] if machines else ""
+    reasons = {point.name: _incomparable(point, objectives, usual) for point in points}
+    compared = [point for point in points if point.status == "done" and not reasons[point.name]]
+    return tuple(_place(point, reasons[point.name], compared, objectives) for point in points)
 
 
 def dominates(one: SweepPoint, other: SweepPoint, objectives: Sequence[Objective]) -> bool:
@@ -62,10 +66,10 @@ def recommended(points: Sequence[SweepPoint], *, budgets: bool) -> tuple[str | N
     return best.name, f"{held}, and this one is the fastest of them, by the lower end of its interval"
 
 
-def _place(point: SweepPoint, compared: Sequence[SweepPoint], objectives: Sequence[Objective]) -> Placed:
+def _place(point: SweepPoint, missing: str, compared: Sequence[SweepPoint], objectives: Sequence[Objective]) -> Placed:
     if point.status == "failed":
         return Placed(name=point.name, standing="failed", reason=point.reason)
-    if missing := _missing(point, objectives):
+    if missing:
         return Placed(name=point.name, standing="not compared", reason=missing)
     before = [other for other in compared if dominates(other, point, objectives)]
     clear = [other for other in before if clearly(other, point, objectives)]
@@ -76,12 +80,14 @@ def _place(point: SweepPoint, compared: Sequence[SweepPoint], objectives: Sequen
     return Placed(name=point.name, standing="behind", behind=tuple(other.name for other in clear))
 
 
-def _missing(point: SweepPoint, objectives: Sequence[Objective]) -> str:
-    """The first objective that was not measured on the point, with the reason."""
+def _incomparable(point: SweepPoint, objectives: Sequence[Objective], usual: str) -> str:
+    """The first objective that was not measured on the point, with the reason; or that it was timed elsewhere."""
     for name in objectives:
         figure = getattr(point, name)
         if isinstance(figure, Unmeasured):
             return f"{name}: {figure.unmeasured}"
+    if "speedup" in objectives and point.machine != usual:
+        return f"timed on another processor than most points: {point.machine}, not {usual}"
     return "" if objectives else "nothing was measured"
 
 

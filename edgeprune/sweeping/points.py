@@ -150,6 +150,7 @@ def _done(task: Task, report: Report, seconds: float) -> SweepPoint:
         accuracy=_accuracy(report, runtime, "compressed"),
         robust_accuracy=_robust(report, "compressed"),
         size_bytes=_size(artifact),
+        machine=_machine(report, runtime),
         verdict=report.verdict.status if report.verdict else None,
         verdict_reason=report.verdict.reason if report.verdict else "",
         doubts=_doubts(report, runtime),
@@ -210,6 +211,12 @@ def _robust(report: Report, side: Side) -> Figure | Unmeasured:
 
 def _size(artifact: Artifact) -> Figure:
     return Figure(value=float(artifact.total_bytes), interval=None)
+
+
+def _machine(report: Report, runtime: str) -> str:
+    timed = _timed(report, runtime)
+    there = timed.machine if isinstance(timed, LatencyComparison) else None
+    return (there or report.environment).cpu
 
 
 def _doubts(report: Report, runtime: str) -> tuple[str, ...]:

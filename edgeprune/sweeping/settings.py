@@ -13,7 +13,7 @@ the way of timing are what points are compared by: they are one for all.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -30,6 +30,12 @@ class SweepConfig(Section):
         None, "Search for so long, guided by what was found (Optuna), in place of the whole grid."
     )
     points: int | None = setting(None, "Search with at most so many points, guided by what was found (Optuna).", gt=0)
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where points run: here, one after the other, or on the nodes of a Ray cluster."
+    )
+    address: str | None = setting(
+        None, "The Ray cluster: auto, or host:port (default: one on this machine, for this sweep alone)."
+    )
     prune: Alternatives = Field({}, description="Settings of [prune], each with a list of values.")
     recover: Alternatives = Field({}, description="Settings of [recover], each with a list of values.")
 

@@ -17,7 +17,7 @@ from edgeprune import preflight, protocols
 from edgeprune.assembly import REPORT, open_data
 from edgeprune.config import Config
 from edgeprune.console import Console
-from edgeprune.errors import EdgepruneError, ExitCode
+from edgeprune.errors import EdgepruneError, ExitCode, UsageError
 from edgeprune.files import sha256_of, write_text
 from edgeprune.keys import model_key
 from edgeprune.latency.profiles import load_profile
@@ -133,7 +133,14 @@ def _run(scene: Scene, console: Console) -> tuple[SweepPoint, ...]:
 
 
 def _engine(scene: Scene) -> Engine:
-    return local
+    base = scene.space.base
+    if base.sweep.engine == "local":
+        if base.sweep.address is not None:
+            raise UsageError("--address is a Ray cluster's", hint="add --engine ray, or leave it out")
+        return local
+    from edgeprune.sweeping.cluster import ray_engine
+
+    return ray_engine(base, scene.root)
 
 
 def _gather(scene: Scene, points: Sequence[SweepPoint], command: str) -> Sweep:
