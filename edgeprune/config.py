@@ -25,6 +25,7 @@ from edgeprune.protocols import did_you_mean
 from edgeprune.pruning.limits import Span as WidthSpan
 from edgeprune.pruning.limits import WidthLimits, amount, span
 from edgeprune.quantities import Epsilon, Milliseconds, Minutes, Times, Width, Widths
+from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.sections import Place, Section, setting
 from edgeprune.sweeping.settings import Alternatives, SweepConfig
 from edgeprune.types import Goal
@@ -159,23 +160,6 @@ class PruneConfig(Section):
         return Goal("ratio", 0.5 if self.ratio is None else self.ratio)
 
 
-class RecoverConfig(Section):
-    recipe: Literal["none", "calibrate", "finetune", "distill"] = setting(
-        "distill", "How accuracy is won back.", flag="recover"
-    )
-    epochs: int = setting(6, "Passes over the training images.", flag="recover-epochs", gt=0)
-    iteration_epochs: int | None = setting(
-        None, "Passes between two steps of iterative pruning (default: the epochs are split).", gt=0
-    )
-    batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
-    learning_rate: float | None = setting(
-        None,
-        "Peak of the one-cycle schedule (default: 0.05, without batch norm 0.01).",
-        flag="recover-learning-rate",
-        gt=0,
-    )
-
-
 class AttackConfig(Section):
     attack: str = setting("pgd", "Which attack is run on the exported file.")
     norm: Literal["linf", "l2", "l1"] = setting("linf", "Norm of the perturbation.")
@@ -250,6 +234,12 @@ class Config(Section):
     budget: BudgetConfig = BudgetConfig(scopes={})
     sweep: SweepConfig = SweepConfig(prune={}, recover={})
     run: RunConfig = RunConfig()
+
+    def recovery(self) -> RecoverConfig:
+        """[recover], its adversary as far-reaching as the attack where nothing else was set."""
+        if self.recover.robust and self.recover.eps is None:
+            return self.recover.model_copy(update={"eps": self.attack.eps})
+        return self.recover
 
 
 def settings_of(section: str) -> dict[str, FieldInfo]:

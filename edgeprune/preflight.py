@@ -27,6 +27,11 @@ def check_settings(config: Config, profile: Profile) -> None:
             f"a goal in time needs a device to measure on, and {profile.name} is not this machine",
             hint="name the device with --host, or use --macs-ratio or --ratio, or --target cpu",
         )
+    if config.recover.robust and config.recover.eps is None and config.attack.norm != "linf":
+        raise UsageError(
+            f"--recover {config.recover.recipe} trains against linf, and the attack is {config.attack.norm}",
+            hint="say how far its adversary reaches: --recover-eps",
+        )
     if profile.is_local:
         check_threads(config.latency.threads)
     check_device(config.run.device)

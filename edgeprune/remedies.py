@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from edgeprune.config import RecoverConfig, flag_of
+from edgeprune.config import flag_of
 from edgeprune.findings import ON_DATA, Finding
 from edgeprune.records import GateRow, Report, Unmeasured
+from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.reporting.numbers import percent, points, size
 
 _LEAST_ROOM = 0.05  # of the bound's distance: below this, hundreds of times the images would be needed

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
-from edgeprune.config import Config, RecoverConfig
+from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.errors import ModelError, ParityError
 from edgeprune.files import sha256_of, write_text
@@ -36,6 +36,7 @@ from edgeprune.records import (
     StepRecord,
     Unmeasured,
 )
+from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.runfolder import RunFolder
 from edgeprune.sweeping.sharing import Shared
 from edgeprune.there import OnDevice
@@ -126,7 +127,7 @@ class Run:
         start, steps = self.bundle, list[Step]()
         for number in range(1, self._steps):
             inputs |= {
-                "recover": self.config.recover.model_dump(),
+                "recover": self.config.recovery().model_dump(),
                 "device": self.config.run.device,
                 "of": start.digest,
             }
@@ -139,7 +140,7 @@ class Run:
         """Cut the network and win its accuracy back; write pruned.pt."""
         inputs = {
             "plan": planned.plan.model_dump(),
-            "recover": self.config.recover.model_dump(),
+            "recover": self.config.recovery().model_dump(),
             "train": self.train.digest if self.train else None,
             "seed": self._seed,
             "device": self.config.run.device,
@@ -249,8 +250,8 @@ class Run:
             bundle: ModelBundle = start
             info: RecoveryInfo | Unmeasured = Unmeasured(unmeasured="nothing was removed in this step")
         else:
-            settings = self.config.recover.model_copy(update={"epochs": self._epochs[0]})
-            bundle, info = self._recovered(pruned, settings, f"step {number} of {self._steps}")
+            assert plan is not None  # something was removed
+            bundle, info = self._recovered(pruned, plan, number)
         path = self.folder.path / "steps" / f"{number}.pt"
         _save(bundle, path)
         return Step(plan=plan, recovery=info, digest=bundle.digest), [path]
@@ -272,20 +273,23 @@ class Run:
         from edgeprune.pruning.plan import apply
 
         start = self._load(START) if self._steps > 1 else apply(planned.plan, self.bundle, self.graph)
-        settings = self.config.recover.model_copy(update={"epochs": self._epochs[1]})
-        bundle, info = self._recovered(start, settings, "the last step" if planned.steps else "")
+        bundle, info = self._recovered(start, planned.plan, self._steps)
         path = self.folder.path / PRUNED
         _save(bundle, path, plan=planned.plan)
         return Recovered(info=info, digest=bundle.digest), [path]
 
     def _recovered(
-        self, pruned: ModelBundle, settings: RecoverConfig, after: str
+        self, pruned: ModelBundle, plan: PrunePlan, number: int
     ) -> tuple[ModelBundle, RecoveryInfo | Unmeasured]:
+        from edgeprune.pruning.plan import kept_outputs
         from edgeprune.recovery.recover import Task, recover
 
-        with self.console.task(f"recovering ({settings.recipe})" + (f" after {after}" if after else "")) as progress:
+        settings = self._budgeted(last=number == self._steps)
+        after = f" after step {number} of {self._steps}" if self._steps > 1 else ""
+        with self.console.task(f"recovering ({settings.recipe}){after}") as progress:
             checkpoints = self.folder.scratch(f"recover-{pruned.digest[:16]}")
-            task = Task(settings, self.train, self._seed, self.config.run.device, checkpoints)
+            kept = kept_outputs(plan, self.graph)
+            task = Task(settings, self.train, self._seed, self.config.run.device, checkpoints, kept)
             return recover(pruned, self.bundle, task, progress=progress)
 
     def _export(self) -> tuple[Exported, list[Path]]:
@@ -360,12 +364,14 @@ class Run:
     def _steps(self) -> int:
         return self.config.prune.iterations
 
-    @property
-    def _epochs(self) -> tuple[int, int]:
-        """Epochs between two steps, and after the last."""
+    def _budgeted(self, *, last: bool) -> RecoverConfig:
+        """[recover] with the epochs, or minutes, that one of the steps may take."""
         from edgeprune.pruning.iterative import step_epochs
 
-        return step_epochs(self.config.recover.epochs, self._steps, self.config.recover.iteration_epochs)
+        whole = self.config.recovery()
+        epochs = step_epochs(whole.epochs, self._steps, whole.iteration_epochs)[1 if last else 0]
+        minutes = None if whole.minutes is None else whole.minutes / self._steps
+        return whole.model_copy(update={"epochs": epochs, "minutes": minutes})
 
     @property
     def _multiple(self) -> int:

@@ -1,4 +1,4 @@
-"""`edgeprune`, killed before it writes the checkpoint of an epoch (0: never): `killed_at_epoch.py N ARGUMENT...`."""
+"""`edgeprune`, killed before it writes the checkpoint of an epoch (-1: never): `killed_at_epoch.py N ARGUMENT...`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from edgeprune import cli
-from edgeprune.recovery import recover
+from edgeprune.recovery import training
 from edgeprune.recovery.checkpoint import Checkpoint, write_checkpoint
 
 TARGET = int(sys.argv[1])
@@ -22,5 +22,5 @@ def fatal(folder: Path, state: Checkpoint) -> None:
     print(f"checkpoint after epoch {state.epoch}")
 
 
-recover.write_checkpoint = fatal  # type: ignore[attr-defined]
+training.write_checkpoint = fatal  # type: ignore[attr-defined]
 cli.main(sys.argv[2:])

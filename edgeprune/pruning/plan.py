@@ -115,6 +115,20 @@ def removals(plan: PrunePlan) -> dict[str, list[int]]:
     return {group.name: sorted(set(range(group.width)) - set(group.kept)) for group in plan.groups}
 
 
+def kept_outputs(plan: PrunePlan, graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
+    """Layer -> which of the dense layer's outputs are left, ascending, for every layer that lost some."""
+    gone: dict[str, set[int]] = defaultdict(set)
+    shorter = without(graph, plan.removed_blocks)
+    for place, indices in collect(shorter.groups, removals(plan)).items():
+        if place.role == "out" and place.kind in WEIGHTED:
+            gone[place.name].update(indices)
+    return {
+        layer.name: tuple(i for i in range(layer.out_channels) if i not in gone[layer.name])
+        for layer in shorter.layers
+        if layer.name in gone
+    }
+
+
 def apply(plan: PrunePlan, bundle: ModelBundle, graph: ChannelGraph) -> ModelBundle:
     """The pruned bundle; the parent is unchanged. Every group was proved alone, here the whole plan is.
 

@@ -46,6 +46,7 @@ from edgeprune.records.latency import (
 from edgeprune.records.machine import Drift, Environment, Heat, Warmth
 from edgeprune.records.plan import GroupPlan, PrunePlan, RefusalRecord
 from edgeprune.records.report import (
+    Correction,
     LayerChange,
     ModelInfo,
     RecoveryInfo,
@@ -84,6 +85,7 @@ __all__ = [
     "BlockSamples",
     "Certified",
     "CertifiedAt",
+    "Correction",
     "CurveCheck",
     "CurveSide",
     "Decile",

@@ -46,15 +46,44 @@ class SplitInfo(Record):
     digest: Sha256
 
 
+class Correction(Record):
+    """A closed-form correction, on `held_out` images of the training split: it was `kept` where it helped.
+
+    Distances are mean KL divergences from the dense network's answers, in nats. `skipped`: (layer, reason).
+    """
+
+    name: str
+    layers: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    accuracy_before: float
+    accuracy_after: float
+    distance_before: float
+    distance_after: float
+    kept: bool
+
+
 class RecoveryInfo(Record):
-    """What recovery did. Accuracies are on `held_out` images of the training split, in torch."""
+    """What recovery did. Accuracies are on `held_out` images of the training split, in torch.
+
+    Without `labels`, agreement with the dense network stands in their place. Robust accuracies are under PGD with 10
+    steps, linf, at `robust_eps`, on up to 200 of these images. `notes`: what did not go as planned.
+    """
 
     recipe: str
     epochs: int
+    minutes: float | None = None
     train_samples: int
     held_out: int
+    labels: bool = True
     accuracy_before: float | None
     accuracy_after: float | None
+    robust_before: float | None = None
+    robust_after: float | None = None
+    robust_eps: float | None = None
+    corrections: tuple[Correction, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    images_per_second: float | None = None
+    notes: tuple[str, ...] = ()
     seconds: float
 
 

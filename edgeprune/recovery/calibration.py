@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from edgeprune.recovery.images import on_device
+from edgeprune.types import Split
+
 _NORMS = nn.modules.batchnorm._BatchNorm
+_IMAGES, _BATCH = 2048, 128
+
+
+def recalibrate(network: nn.Module, split: Split, device: str, *, seed: int) -> None:
+    """Measure batch-norm statistics again, on up to 2,048 images drawn by the seed. In place.
+
+    Pruning changes what every layer receives; the old statistics belong to the dense network (Li et al. 2020,
+    "EagleEye"). Batches are of nearly equal size, at most 128. Fewer than two images: nothing happens.
+    """
+    order = np.random.default_rng(seed).permutation(split.ids)[:_IMAGES]
+    if len(order) < 2:
+        return
+    parts = np.array_split(order, math.ceil(len(order) / _BATCH))
+    measure_statistics(network, (on_device(split.source.read(part), device) for part in parts))
 
 
 class _Statistics:

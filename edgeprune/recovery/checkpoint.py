@@ -1,4 +1,4 @@
-"""A training state after each epoch: written beside and renamed, read back as tensors only."""
+"""A training state after each epoch: written beside and renamed, read back as tensors and numbers only."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ NAME = "recovery.checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """State after `epoch` epochs, and the best state so far with its held-out accuracy.
+    """State after `epoch` epochs, and the best state so far.
 
-    `task` is a digest of everything that the training depends on: a state is continued by the same task only.
+    `average`: the running mean of the weights (empty: none is kept). `course`: plain numbers and texts, how the
+    training went so far. `task` is a digest of everything that the training depends on: a state is continued by the
+    same task only.
     """
 
     epoch: int
     network: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     best_network: dict[str, torch.Tensor]
-    best_accuracy: float | None
+    average: dict[str, torch.Tensor]
+    course: dict[str, Any]
     task: str = ""
 
 

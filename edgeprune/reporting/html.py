@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from edgeprune.records import Artifact, LayerTime, Report, Unmeasured
 from edgeprune.reporting import curve, figures, ice, numbers, view
+from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.robustness.suites import effort
 
 
@@ -131,7 +132,7 @@ def _unmeasured(value: object) -> bool:
     return isinstance(value, Unmeasured)
 
 
-_FORMATS: dict[str, Callable[..., str]] = {
+_FORMATS: dict[str, Callable[..., object]] = {
     "ms": numbers.milliseconds,
     "times": numbers.times,
     "percent": numbers.percent,
@@ -146,6 +147,7 @@ _FORMATS: dict[str, Callable[..., str]] = {
     "tight": tight,
     "goal": view.goal,
     "step_recovery": view.step_recovery,
+    "recovery_lines": recovery_lines,
     "threat": view.threat,
     "effort": effort,
     "place": view.place,

@@ -11,6 +11,7 @@ import re
 from edgeprune.records import RefusalRecord, Report, Unmeasured, Verdict
 from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
+from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.reporting.view import (
     Change,
     Figure,
@@ -44,6 +45,7 @@ def markdown(report: Report) -> str:
         _folded("Flips, image by image", _flips(report)),
         _folded("MACs and milliseconds", "\n".join(f"- {text(line)}" for line in payoff(report))),
         _folded(f"Pruned in {len(report.steps) + 1} steps", _steps(report)),
+        _folded("Recovery", _recovery(report)),
         _folded(f"Blocks removed ({len(report.plan.removed_blocks)})", _removed(report)),
         _folded(f"Left alone ({len(_left_alone(report))})", _refusals(report)),
         _folded("The files, the attack and how to reproduce this", _provenance(report)),
@@ -186,6 +188,11 @@ def _steps(report: Report) -> str:
         f"{number}. {step.channels:,} channels, {n.count(step.macs)} MACs; {text(step_recovery(step.recovery))}"
         for number, step in enumerate(report.steps, start=1)
     )
+
+
+def _recovery(report: Report) -> str:
+    info = report.recovery
+    return "" if isinstance(info, Unmeasured) else "\n".join(f"- {text(line)}" for line in recovery_lines(info))
 
 
 def _removed(report: Report) -> str:

@@ -1,0 +1,88 @@
+"""A network in training, and everything about it that a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+State = dict[str, torch.Tensor]
+Saved = tuple[State, dict[str, Any], State]
+_MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
+_RATE, _RATE_WITHOUT_NORM = 0.05, 0.01
+
+
+@dataclass(slots=True)
+class Course:
+    """How a training went so far: plain numbers and texts, as they stand in a checkpoint.
+
+    `rate`: what the schedule is multiplied by. `steps`: of the adversary. `spent`: seconds in all. `reserve`: seconds
+    that the last look of the jury takes. `training`: seconds in training steps, over `seen` images. `first`: the mean
+    loss of the first steps. `stale`: epochs since the best.
+    """
+
+    precision: Literal["float32", "bfloat16"]
+    steps: int
+    rate: float = 1.0
+    spent: float = 0.0
+    reserve: float | None = None
+    training: float = 0.0
+    seen: int = 0
+    first: float | None = None
+    stale: int = 0
+    accuracy: float | None = None
+    robust: float | None = None
+    best_robust: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Learner:
+    """A network in training: what a checkpoint holds, and what is gone back to."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: State
+    course: Course
+    best: State
+    epoch: int = 0
+
+    def snapshot(self) -> Saved:
+        """What `restore` needs to take back what follows."""
+        return state_of(self.network), copy.deepcopy(self.optimizer.state_dict()), dict_of(self.average)
+
+    def restore(self, saved: Saved) -> None:
+        """Take back what followed the snapshot."""
+        self.network.load_state_dict(saved[0])
+        self.optimizer.load_state_dict(saved[1])
+        self.average = saved[2]
+
+
+def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; weight decay on weights, not on biases and norms."""
+    parameters = [p for p in network.parameters() if p.is_floating_point()]
+    for parameter in parameters:  # a frozen network is trained all the same: it was cut
+        parameter.requires_grad_(True)
+    matrices = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=0.0, momentum=_MOMENTUM, nesterov=True)
+
+
+def peak_rate(network: nn.Module, wanted: float | None) -> float:
+    """The peak of the schedule: what was asked for, or what suits a network with or without batch norm."""
+    has_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    return wanted or (_RATE if has_norm else _RATE_WITHOUT_NORM)
+
+
+def state_of(network: nn.Module) -> State:
+    """A copy of a network's tensors."""
+    return dict_of(network.state_dict())
+
+
+def dict_of(tensors: State) -> State:
+    """Copies of tensors, by name."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,120 @@
+"""What a recipe trains on: the loss of a batch.
+
+finetune: cross-entropy on the labels. distill: the dense network's softened outputs and a little of the labels (Hinton
+et al. 2015), the teacher looking at the very image that the student sees (Beyer et al. 2022). adversarial: the labels
+of perturbed images (Madry et al. 2018; one step: Wong et al. 2020). robust-distill: the student's outputs on perturbed
+images, and on clean ones, follow the teacher's on clean ones; the adversary drives the two apart (TRADES, Zhang et al.
+2019; ARD, Goldblum et al. 2020; RSLAD, Zi et al. 2021). It needs no labels.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from edgeprune.recovery.adversary import Adversary, perturb
+from edgeprune.recovery.images import Images, mirrored, shifted
+from edgeprune.recovery.settings import RecoverConfig
+
+if TYPE_CHECKING:
+    from edgeprune.types import Ints
+
+_TAUGHT = ("distill", "robust-distill")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What every batch of a training has in common. `labels`: int64 (N,), on the device."""
+
+    settings: RecoverConfig
+    images: Images
+    labels: torch.Tensor
+    teacher: Teacher | None
+    bounds: tuple[float, float]
+    precision: str = "float32"
+
+    def loss(self, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:
+        """The loss of the images at these positions, their adversary taking `steps`; network in training mode."""
+        images, settings = self._augmented(self.images.batch(positions), generator), self.settings
+        labels = self.labels[torch.from_numpy(positions).to(self.labels.device)]
+        taught = self.teacher(images, positions, self.precision) if self.teacher else None
+        with autocast(self.precision, self.images.device):
+            if not settings.robust:
+                return natural_loss(network(images).float(), labels, taught, settings)
+            assert settings.reach is not None  # the pipeline fills it in, and `recover` refuses without
+            adversary = Adversary(settings.reach, steps, self.bounds)
+            if taught is None:
+                hard = perturb(network, images, lambda out: cross_entropy(out.float(), labels), adversary, generator)
+                return cross_entropy(network(hard).float(), labels, label_smoothing=settings.label_smoothing)
+            wanted = log_softmax(taught, 1)
+            hard = perturb(network, images, lambda out: apart(out.float(), wanted), adversary, generator)
+            if settings.robust_weight == 1:
+                return apart(network(hard).float(), wanted)
+            clean, moved = network(torch.cat([images, hard])).float().chunk(2)
+            weight = settings.robust_weight
+            return (1 - weight) * apart(clean, wanted) + weight * apart(moved, wanted)
+
+    def _augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.settings.augment == "shift":
+            images = shifted(images, generator)
+        return mirrored(images, generator) if self.settings.flip else images
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """The dense network, frozen. Its outputs (float32) are computed once an image where images are never changed."""
+
+    network: nn.Module
+    device: str
+    kept: torch.Tensor | None = None
+
+    def __call__(self, images: torch.Tensor, positions: Ints, precision: str = "float32") -> torch.Tensor:
+        """Its logits for a batch, float32 (N, K)."""
+        if self.kept is not None:
+            return self.kept[torch.from_numpy(positions).to(self.device)]
+        with torch.no_grad(), autocast(precision, self.device):
+            logits: torch.Tensor = self.network(images).float()
+        return logits
+
+
+def teacher_of(network: nn.Module, settings: RecoverConfig, images: Images) -> Teacher | None:
+    """The teacher of a recipe that has one; its outputs are kept where no augmentation changes what it looks at."""
+    if settings.recipe not in _TAUGHT:
+        return None
+    teacher = Teacher(network, images.device)
+    if settings.augment == "none" and not settings.flip:
+        every = np.arange(len(images))
+        parts = np.array_split(every, max(1, len(every) // settings.batch_size))
+        return replace(teacher, kept=torch.cat([teacher(images.batch(part), part) for part in parts]))
+    return teacher
+
+
+def natural_loss(
+    logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None, settings: RecoverConfig
+) -> torch.Tensor:
+    """Cross-entropy, or distillation with a share of it where there is something to distil. Scalar."""
+    smoothing = settings.label_smoothing
+    if taught is None:
+        return cross_entropy(logits, labels, label_smoothing=smoothing)
+    softness, weight = settings.temperature, settings.label_weight if settings.labels else 0.0
+    distance = apart(logits / softness, log_softmax(taught / softness, 1)) * softness**2
+    if not weight:
+        return distance
+    return weight * cross_entropy(logits, labels, label_smoothing=smoothing) + (1 - weight) * distance
+
+
+def apart(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of softmax(logits) from the distribution whose logarithm is `wanted` (N, K). Scalar."""
+    return kl_div(log_softmax(logits, 1), wanted, reduction="batchmean", log_target=True)
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[object]:
+    """bfloat16 autocast, where that is the precision."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,0 +1,104 @@
+"""The settings of `[recover]`: what wins accuracy and robustness back, and for how long."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import model_validator
+
+from edgeprune.quantities import Epsilon, Minutes
+from edgeprune.sections import Section, setting
+
+ROBUST = ("adversarial", "robust-distill")
+"""Recipes that train on adversarial images."""
+
+
+class RecoverConfig(Section):
+    recipe: Literal["none", "calibrate", "finetune", "distill", "adversarial", "robust-distill"] = setting(
+        "distill",
+        "How accuracy is won back: none, calibrate (closed form), finetune (labels), distill (dense teacher), "
+        "adversarial (labels, perturbed images), robust-distill (dense teacher, perturbed images).",
+        flag="recover",
+    )
+    epochs: int = setting(6, "Passes over the training images.", flag="recover-epochs", gt=0)
+    minutes: Minutes | None = setting(
+        None, "Train for this time instead (10m); the schedule is fitted to it.", flag="recover-for"
+    )
+    iteration_epochs: int | None = setting(
+        None, "Passes between two steps of iterative pruning (default: the epochs are split).", gt=0
+    )
+    batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
+    learning_rate: float | None = setting(
+        None, "Peak of the schedule (default: 0.05, without batch norm 0.01).", flag="recover-learning-rate", gt=0
+    )
+    schedule: Literal["one-cycle", "cosine"] = setting(
+        "one-cycle", "How the learning rate goes: up and down, or down along a cosine.", flag="recover-schedule"
+    )
+    warmup: float | None = setting(
+        None,
+        "Share of the schedule over which the rate rises (default: 0.2 of one-cycle, nothing of cosine).",
+        flag="recover-warmup",
+        ge=0,
+        lt=1,
+    )
+    label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", ge=0, lt=1)
+    temperature: float = setting(4.0, "Softens the teacher's outputs.", flag="distill-temperature", gt=0)
+    label_weight: float = setting(0.1, "Share of the labels' loss in distill.", flag="distill-label-weight", ge=0, le=1)
+    labels: bool = setting(True, "false: the labels of the training images are not looked at.", flag="recover-labels")
+    average: float = setting(
+        0.0, "Decay of the weights' running mean, which is what is kept (0: none).", flag="recover-average", ge=0, lt=1
+    )
+    clip: float = setting(5.0, "Longest gradient; longer ones are shortened.", flag="recover-clip", gt=0)
+    augment: Literal["shift", "none"] = setting(
+        "shift", "shift: images move by up to a sixteenth of their size, edges repeated.", flag="recover-augment"
+    )
+    flip: bool = setting(False, "Mirror half of the images (never signs or digits).", flag="recover-flip")
+    patience: int | None = setting(
+        None, "Stop after so many epochs without a better held-out result.", flag="recover-patience", gt=0
+    )
+    eps: Epsilon | None = setting(
+        None, "Reach of the training adversary, linf, in pixel units (default: the attack's).", flag="recover-eps"
+    )
+    adversary_steps: int = setting(
+        1, "Its gradient steps; 1 is watched for catastrophic overfitting.", flag="recover-adversary-steps", gt=0
+    )
+    robust_weight: float = setting(
+        5 / 6, "Share of the perturbed images' loss in robust-distill.", flag="recover-robust-weight", gt=0, le=1
+    )
+    reconstruct: bool = setting(
+        True, "Fit layers to the dense network's outputs, in closed form, where that helps.", flag="recover-reconstruct"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "What training computes in; auto: bfloat16 where it was measured to be faster.",
+        flag="recover-precision",
+    )
+
+    @model_validator(mode="after")
+    def _labels_where_they_are_needed(self) -> RecoverConfig:
+        if not self.labels and self.recipe in ("finetune", "adversarial"):
+            instead = {"finetune": "distill", "adversarial": "robust-distill"}[self.recipe]
+            raise ValueError(f"recipe {self.recipe} needs labels: use {instead}, which needs none")
+        return self
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> RecoverConfig:
+        if self.minutes is not None and self.iteration_epochs is not None:
+            raise ValueError("the steps share the minutes evenly: leave out iteration_epochs or minutes")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are training steps, and not only what has a closed form."""
+        return self.recipe not in ("none", "calibrate")
+
+    @property
+    def robust(self) -> bool:
+        """Whether training images are perturbed."""
+        return self.recipe in ROBUST
+
+    @property
+    def reach(self) -> float | None:
+        """Epsilon as a number, where it is set."""
+        return None if self.eps is None else float(Fraction(self.eps))

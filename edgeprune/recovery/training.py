@@ -1,0 +1,284 @@
+"""The training loop: a schedule by epochs or by the clock, the best state on held-out images, and ways back.
+
+Promise: what comes out is never worse on the held-out images than what went in. A state is written after each epoch,
+and a training that was killed goes on from it: on one thread it ends with the same weights (by the clock it ends when
+the time does). A loss that explodes, and single-step adversarial training that collapses, are taken back by an epoch
+and tried again, once with a lower rate, or with an adversary of two steps; a second explosion is an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune.errors import RecoveryError
+from edgeprune.recovery.adversary import collapsed
+from edgeprune.recovery.calibration import recalibrate
+from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from edgeprune.recovery.held_out import Judged, Jury
+from edgeprune.recovery.images import shuffled
+from edgeprune.recovery.learner import Course, Learner, State, optimizer_of, peak_rate, state_of
+from edgeprune.recovery.precision import Precision, choose
+from edgeprune.recovery.recipes import Lesson
+from edgeprune.recovery.schedules import Pace, rate_share, to_go
+from edgeprune.types import Progress
+
+_LOWER = 0.1
+_EXPLODED, _WATCHED = 20.0, 8  # times the loss of the first steps, over so many steps
+_SAFER_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workshop:
+    """What a training works with: its lesson, who judges, seed, and where checkpoints go (under which key)."""
+
+    lesson: Lesson
+    jury: Jury
+    seed: int
+    checkpoints: Path | None
+    key: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """The best state, what the jury said about it, and how the training went."""
+
+    state: State
+    judged: Judged
+    epochs: int
+    course: Course
+
+
+class _DivergedError(Exception):
+    """The loss, or a gradient, is not finite, or the loss exploded; the text says which."""
+
+
+def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progress | None = None) -> Trained:
+    """Train `network` (pixels to logits, in place); `start` is what the jury says about it now.
+
+    Errors: RecoveryError when training diverges twice.
+    """
+    settings = workshop.lesson.settings
+    learner = _opened(network, start, workshop)
+    course = learner.course
+    lesson = replace(workshop.lesson, precision=course.precision)
+    with _own_randomness(lesson.images.device):
+        workshop = replace(workshop, lesson=lesson)
+        if course.reserve is None:
+            course.reserve = _reserve(learner, workshop)
+        pace = Pace.of(settings, course.spent, course.reserve)
+        while not pace.over(learner.epoch, course.spent) and not _tired(course, settings.patience):
+            saved = learner.snapshot()
+            try:
+                _epoch(learner, workshop, pace, progress)
+            except _DivergedError as error:
+                learner.restore(saved)
+                course.spent = pace.elapsed()
+                _lower_rate(course, str(error), peak_rate(network, settings.learning_rate))
+                continue
+            if _overfitted(learner, workshop):
+                learner.restore(saved)
+                course.spent = pace.elapsed()
+                course.first, course.steps = None, _SAFER_STEPS
+                course.notes.append(
+                    f"single-step training collapsed in epoch {learner.epoch + 1}: taken back, then PGD with 2 steps"
+                )
+                continue
+            learner.epoch += 1
+            _judge(learner, workshop)
+            course.spent = pace.elapsed()
+            _keep(learner, workshop)
+    if _tired(course, settings.patience):
+        course.notes.append(f"stopped early: {course.stale} epochs without a better held-out result")
+    return Trained(learner.best, Judged(course.accuracy, course.robust), learner.epoch, course)
+
+
+def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
+    """The learner as a checkpoint left it, or at its start; its precision is decided, and written down, here."""
+    lesson, settings = workshop.lesson, workshop.lesson.settings
+    optimizer, folder, device = optimizer_of(network), workshop.checkpoints, lesson.images.device
+    found = read_checkpoint(folder, device, task=workshop.key) if folder else None
+    if found:
+        network.load_state_dict(found.network)
+        optimizer.load_state_dict(found.optimizer)
+        course = Course(**found.course)
+        return Learner(network, optimizer, found.average, course, found.best_network, found.epoch)
+    course = Course(_precision(network, workshop), settings.adversary_steps)
+    course.accuracy, course.robust, course.best_robust = start.accuracy, start.robust, start.robust or 0.0
+    weights = {name: p.detach().clone() for name, p in network.named_parameters()} if settings.average else {}
+    learner = Learner(network, optimizer, weights, course, state_of(network))
+    if settings.precision == "auto":
+        _keep(learner, workshop)
+    return learner
+
+
+def _precision(network: nn.Module, workshop: Workshop) -> Precision:
+    """What to compute in, timed on a copy of the network."""
+    lesson, trial = workshop.lesson, copy.deepcopy(network).train()
+    positions = np.arange(min(lesson.settings.batch_size, len(lesson.images)))
+
+    def step(precision: Precision) -> None:
+        one = replace(lesson, precision=precision)
+        one.loss(trial, positions, lesson.settings.adversary_steps, torch.Generator()).backward()  # type: ignore[no-untyped-call]
+
+    with _own_randomness(lesson.images.device):
+        return choose(lesson.settings.precision, lesson.images.device, step)
+
+
+def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress | None) -> None:
+    """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
+    lesson, course, epoch = workshop.lesson, learner.course, learner.epoch
+    settings, network = lesson.settings, learner.network
+    peak = peak_rate(network, settings.learning_rate) * course.rate
+    batches = shuffled(len(lesson.images), workshop.seed + epoch, settings.batch_size)
+    torch.manual_seed(_mixed(workshop.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
+    network.train()
+    losses: list[float] = []
+    for step, positions in enumerate(batches):
+        done = pace.done(epoch, step, len(batches))
+        if done >= 1:
+            break
+        started = time.perf_counter()
+        for group in learner.optimizer.param_groups:
+            group["lr"] = peak * rate_share(done, settings.schedule, settings.warmup)
+        generator = torch.Generator().manual_seed(
+            _mixed(workshop.seed, epoch, int(lesson.images.split.ids[positions[0]]))
+        )
+        losses.append(_step(learner, lesson, positions, generator))
+        _watch(losses, course)
+        course.seen += len(positions)
+        course.training += time.perf_counter() - started
+        if progress and step % 8 == 0:
+            progress(_said(settings.recipe, pace, epoch, (losses[-1], course.seen / course.training), done), done)
+
+
+def _said(recipe: str, pace: Pace, epoch: int, figures: tuple[float, float], done: float) -> str:
+    """The line of progress; `figures`: loss, images a second."""
+    text = f"{recipe}: {pace.label(epoch)}, loss {figures[0]:.3f}, {figures[1]:,.0f} images/s"
+    return ", ".join(part for part in (text, to_go(pace.elapsed(), done)) if part)
+
+
+def _step(learner: Learner, lesson: Lesson, positions: Any, generator: torch.Generator) -> float:
+    """One step of the optimizer; the loss. Errors: _DivergedError when it, or the gradient, is not finite."""
+    network, settings = learner.network, lesson.settings
+    loss = lesson.loss(network, positions, learner.course.steps, generator)
+    loss.backward()  # type: ignore[no-untyped-call]
+    value, length = float(loss.detach()), float(nn.utils.clip_grad_norm_(network.parameters(), settings.clip))
+    if not math.isfinite(value):
+        raise _DivergedError(f"the loss is {value}")
+    if not math.isfinite(length):
+        raise _DivergedError("a gradient is not finite")
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if settings.average:
+        steps = learner.course.seen / len(positions)
+        taken = 1 - min(settings.average, (1 + steps) / (10 + steps))  # the first steps must not weigh for ever
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                learner.average[name].lerp_(parameter, taken)
+    return value
+
+
+def _watch(losses: list[float], course: Course) -> None:
+    """_DivergedError when the last losses are far above the first ones."""
+    if len(losses) < _WATCHED:
+        return
+    recent = float(np.mean(losses[-_WATCHED:]))
+    if course.first is None:
+        course.first = recent
+    elif recent > _EXPLODED * max(1.0, course.first):
+        raise _DivergedError(f"the loss rose from {course.first:.3g} to {recent:.3g}")
+
+
+def _lower_rate(course: Course, what: str, peak: float) -> None:
+    """The one retry. Errors: RecoveryError when it was used up."""
+    if course.rate < 1:
+        raise RecoveryError(
+            f"training diverged twice: {what}",
+            where=f"at a learning rate of {peak:g}, and again at {peak * course.rate:g}",
+            hint="lower --recover-learning-rate",
+        )
+    course.rate *= _LOWER
+    course.notes.append(f"training diverged ({what}): taken back, then a learning rate of {peak * course.rate:g}")
+
+
+def _overfitted(learner: Learner, workshop: Workshop) -> bool:
+    """Whether single-step training has lost its robustness, by PGD on held-out images."""
+    settings, course = workshop.lesson.settings, learner.course
+    if not settings.robust or course.steps > 1:
+        return False
+    learner.network.eval()
+    single, pgd = (workshop.jury.under_attack(learner.network, steps) for steps in (1, 10))
+    if single is None or pgd is None:
+        return False
+    if collapsed(single, pgd, course.best_robust):
+        return True
+    course.best_robust = max(course.best_robust, pgd)
+    return False
+
+
+def _judge(learner: Learner, workshop: Workshop) -> None:
+    """Ask the jury about the network, or about the mean of its weights; keep the state when it is the best so far."""
+    lesson, course = workshop.lesson, learner.course
+    candidate = learner.network
+    if learner.average:
+        candidate = copy.deepcopy(learner.network)
+        with torch.no_grad():
+            for name, parameter in candidate.named_parameters():
+                parameter.copy_(learner.average[name])
+        recalibrate(candidate, lesson.images.split, lesson.images.device, seed=workshop.seed)
+    now = workshop.jury.judge(candidate, robust=lesson.settings.robust)
+    score, best = (each.score(lesson.settings.robust) for each in (now, Judged(course.accuracy, course.robust)))
+    if score is None or best is None or score >= best:
+        course.stale = 0 if score is None or best is None or score > best else course.stale + 1
+        course.accuracy, course.robust, learner.best = now.accuracy, now.robust, state_of(candidate)
+    else:
+        course.stale += 1
+
+
+def _tired(course: Course, patience: int | None) -> bool:
+    return patience is not None and course.stale >= patience
+
+
+def _reserve(learner: Learner, workshop: Workshop) -> float:
+    """Seconds that the last look of the jury will take, where the clock decides; the network is not changed."""
+    if workshop.lesson.settings.minutes is None:
+        return 0.0
+    started = time.perf_counter()
+    workshop.jury.judge(learner.network, robust=workshop.lesson.settings.robust)
+    return time.perf_counter() - started
+
+
+def _keep(learner: Learner, workshop: Workshop) -> None:
+    if workshop.checkpoints:
+        network, optimizer = learner.network.state_dict(), learner.optimizer.state_dict()
+        state = Checkpoint(
+            *(learner.epoch, network, optimizer, learner.best, learner.average),
+            *(asdict(learner.course), workshop.key),
+        )
+        write_checkpoint(workshop.checkpoints, state)
+
+
+@contextmanager
+def _own_randomness(device: str) -> Iterator[None]:
+    """The block may seed torch's generators; afterwards they are as they were. Gradients are on."""
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []),
+    ):
+        yield
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,261 @@
+"""Recipes: the adversary stays inside its reach, the losses are what their papers say, labels are not looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from toy_networks import Chain, bundle_of, split_of, stripes
+
+from edgeprune.errors import UsageError
+from edgeprune.records import RecoveryInfo
+from edgeprune.recovery.adversary import Adversary, collapsed, perturb
+from edgeprune.recovery.held_out import Judged, Jury, hold_out_unlabelled
+from edgeprune.recovery.images import images_of, mirrored, shifted, shuffled
+from edgeprune.recovery.recipes import Lesson, apart, natural_loss, teacher_of
+from edgeprune.recovery.recover import Task, recover
+from edgeprune.recovery.settings import RecoverConfig
+from edgeprune.types import ModelBundle, Split
+
+
+def settings(recipe: str, **more: object) -> RecoverConfig:
+    return RecoverConfig.model_validate({"recipe": recipe, "epochs": 3, "batch_size": 16, **more})
+
+
+def data(count: int = 128, seed: int = 0) -> Split:
+    return split_of(*stripes(count, seed=seed))
+
+
+def pruned(seed: int = 1) -> ModelBundle:
+    torch.manual_seed(seed)
+    return bundle_of(Chain())
+
+
+@pytest.fixture(scope="module")
+def teacher() -> ModelBundle:
+    torch.manual_seed(0)
+    bundle = bundle_of(Chain())
+    found, _ = recover(bundle, bundle, Task(settings("finetune", epochs=6), data(256), 0))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- adversary
+
+
+class Line(nn.Module):
+    """Logits (x w, 0): the worst change of a linear model is known exactly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = x.flatten(1) @ self.w
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_adversary_of_a_linear_model_goes_to_the_corner(steps: int) -> None:
+    images, network = torch.full((6, 1, 2, 2), 0.5), Line()
+    found = perturb(
+        network,
+        images,
+        lambda logits: cross_entropy(logits, torch.zeros(6, dtype=torch.long)),
+        Adversary(0.1, steps, (0.0, 1.0)),
+        torch.Generator().manual_seed(0),
+    )
+    moved = found - images
+    assert moved.abs().max() <= 0.1 + 1e-6
+    assert torch.equal(moved.sign().flatten(1), -network.w.sign().expand(6, 4))
+    if steps > 1:
+        torch.testing.assert_close(moved.flatten(1), (-0.1 * network.w.sign()).expand(6, 4))
+    assert network.w.grad is None
+
+
+def test_adversary_stays_between_the_bounds_of_the_pixels() -> None:
+    images = torch.rand(8, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    found = perturb(Line(), images, lambda out: out[:, 0].sum(), Adversary(0.5, 3, (-1.0, 1.0)), torch.Generator())
+    assert -1 <= found.min() <= found.max() <= 1
+    assert (found - images).abs().max() <= 0.5 + 1e-6
+
+
+def test_network_keeps_its_mode_and_statistics_under_the_adversary() -> None:
+    module = pruned().module.train()
+    before = module.conv1[1].running_mean.clone()
+    perturb(module, torch.rand(4, 3, 8, 8), lambda out: out.sum(), Adversary(0.1, 2, (0, 1)), torch.Generator())
+    assert module.training
+    assert torch.equal(module.conv1[1].running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("single", "pgd", "best", "expected"),
+    [(0.9, 0.1, 0.1, True), (0.6, 0.5, 0.5, False), (0.5, 0.3, 0.7, True), (0.1, 0.0, 0.0, False)],
+)
+def test_collapse_is_a_single_step_that_pgd_does_not_confirm(
+    single: float, pgd: float, best: float, expected: bool
+) -> None:
+    assert collapsed(single, pgd, best) is expected
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+
+def test_distillation_is_hintons_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    given = natural_loss(logits, labels, taught, settings("distill", temperature=2.0, label_weight=0.3))
+    p, q = softmax(taught / 2, 1), softmax(logits / 2, 1)
+    expected = 0.3 * cross_entropy(logits, labels) + 0.7 * 4 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(given, expected)
+
+
+def test_distance_to_itself_is_zero() -> None:
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert float(apart(logits, log_softmax(logits, 1))) == pytest.approx(0, abs=1e-6)
+    other = log_softmax(logits.flip(1), 1)
+    torch.testing.assert_close(apart(logits, other), kl_div(log_softmax(logits, 1), other.exp(), reduction="batchmean"))
+
+
+@pytest.mark.parametrize("recipe", ["distill", "robust-distill"])
+def test_without_labels_they_are_not_looked_at(recipe: str, teacher: ModelBundle) -> None:
+    images, labels = stripes(96)
+    changed = {"labels": False, "eps": "8/255"}
+    digests = []
+    for known in (labels, (labels + 1) % 4):
+        task = Task(settings(recipe, **changed), split_of(images, known), 0)
+        found, info = recover(pruned(), teacher, task)
+        assert isinstance(info, RecoveryInfo)
+        assert info.labels is False
+        digests.append(found.digest)
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "adversarial"])
+def test_recipe_that_needs_labels_says_what_needs_none(recipe: str) -> None:
+    with pytest.raises(ValidationError, match=r"needs labels: use (robust-)?distill"):
+        settings(recipe, labels=False)
+
+
+def test_kept_teacher_outputs_are_the_outputs(teacher: ModelBundle) -> None:
+    images, chosen = images_of(data(40), "cpu"), np.array([3, 1, 7])
+    kept = teacher_of(teacher.network(), settings("distill", augment="none"), images)
+    fresh = teacher_of(teacher.network(), settings("distill"), images)
+    assert kept is not None
+    assert fresh is not None
+    assert kept.kept is not None
+    assert fresh.kept is None
+    batch = images.batch(chosen)
+    torch.testing.assert_close(kept(batch, chosen), fresh(batch, chosen))
+    assert teacher_of(teacher.network(), settings("finetune"), images) is None
+
+
+# -------------------------------------------------------------------------------------------- robust recipes
+
+
+@pytest.mark.parametrize(("recipe", "more"), [("adversarial", {}), ("robust-distill", {"robust_weight": 0.8})])
+def test_adversarial_recipes_win_robustness(recipe: str, more: dict[str, object], teacher: ModelBundle) -> None:
+    eps = {"eps": "40/255", "augment": "none", "epochs": 8}
+    robust = Task(settings(recipe, **eps, **more), data(256), 0)
+    found, info = recover(teacher, teacher, robust)
+    assert isinstance(info, RecoveryInfo)
+    assert info.robust_eps == pytest.approx(40 / 255)
+    assert info.robust_before is not None
+    assert info.robust_after is not None
+    assert info.robust_after > info.robust_before + 0.2
+    assert info.accuracy_after is not None
+    assert info.accuracy_after > 0.7
+    assert found.digest != teacher.digest
+
+
+def test_natural_recipe_says_what_it_did_to_robustness(teacher: ModelBundle) -> None:
+    _, info = recover(pruned(), teacher, Task(settings("finetune"), data(96), 0))
+    assert isinstance(info, RecoveryInfo)
+    assert info.robust_eps == pytest.approx(2 / 255)
+    assert info.robust_after is not None
+    assert info.accuracy_after is not None
+    assert info.robust_after <= info.accuracy_after
+
+
+def test_adversarial_recipe_without_epsilon_is_an_error(teacher: ModelBundle) -> None:
+    with pytest.raises(UsageError, match="needs an epsilon"):
+        recover(pruned(), teacher, Task(settings("adversarial"), data(32), 0))
+
+
+def test_perturbed_images_weigh_alone_when_they_are_to(teacher: ModelBundle) -> None:
+    images, labels = images_of(data(16), "cpu"), torch.from_numpy(data(16).labels())
+    chosen, network = np.arange(16), pruned().network()
+    losses = []
+    for weight in (0.25, 0.75, 1.0):
+        one = settings("robust-distill", eps="8/255", robust_weight=weight, augment="none")
+        lesson = Lesson(one, images, labels, teacher_of(teacher.network(), one, images), (0.0, 1.0))
+        losses.append(lesson.loss(network.eval(), chosen, 1, torch.Generator().manual_seed(0)).item())
+    assert losses[1] - losses[0] == pytest.approx(2 * (losses[2] - losses[1]), rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- images
+
+
+def test_shifted_image_is_a_window_of_the_padded_one() -> None:
+    images = torch.rand(5, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    moved = shifted(images, torch.Generator().manual_seed(1))
+    padded = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    for image, whole in zip(moved, padded, strict=True):
+        windows = [whole[:, r : r + 16, c : c + 16] for r in range(3) for c in range(3)]
+        assert any(torch.equal(image, window) for window in windows)
+    assert not torch.equal(moved, images)
+
+
+def test_mirroring_is_half_of_the_images_and_only_when_asked_for() -> None:
+    images = torch.rand(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = mirrored(images, torch.Generator().manual_seed(0))
+    flipped = [torch.equal(one, other.flip(-1)) for one, other in zip(found, images, strict=True)]
+    assert 16 < sum(flipped) < 48
+    assert all(torch.equal(one, other) for one, other, yes in zip(found, images, flipped, strict=True) if not yes)
+    assert RecoverConfig().flip is False
+
+
+def test_images_that_do_not_fit_are_read_each_time() -> None:
+    split = dataclasses.replace(data(20), ids=np.arange(4, 16))
+    held, read = images_of(split, "cpu"), images_of(split, "cpu", most_bytes=100)
+    assert held.held is not None
+    assert read.held is None
+    chosen = np.array([5, 0, 11])
+    torch.testing.assert_close(held.batch(chosen), read.batch(chosen))
+    assert len(held) == 12
+
+
+def test_smaller_last_batch_is_left_out() -> None:
+    assert [len(batch) for batch in shuffled(50, 0, 16)] == [16, 16, 16]
+    assert [len(batch) for batch in shuffled(10, 0, 16)] == [10]
+
+
+# --------------------------------------------------------------------------------------------------- held out
+
+
+def test_unlabelled_images_are_held_out_without_a_look_at_labels() -> None:
+    split = data(100)
+    train, held_out = hold_out_unlabelled(split, 0)
+    assert len(held_out) == 10
+    assert sorted([*train.ids, *held_out.ids]) == list(range(100))
+
+
+def test_jury_without_labels_asks_for_agreement_with_the_teacher(teacher: ModelBundle) -> None:
+    split = dataclasses.replace(data(40), ids=np.arange(40))
+    jury = Jury.of(split, teacher.network(), "cpu", None, 0)
+    assert jury.judge(teacher.network(), robust=False).accuracy == 1.0
+    assert jury.judge(teacher.network(), robust=True).robust is None
+    assert jury.distance(teacher.network(), teacher.network()) == pytest.approx(0, abs=1e-9)
+    assert jury.distance(pruned().network(), teacher.network()) > 0.1
+
+
+def test_score_of_a_robust_recipe_is_the_mean_of_both() -> None:
+    assert Judged(0.9, 0.5).score(True) == pytest.approx(0.7)
+    assert Judged(0.9, 0.5).score(False) == Judged(0.9).score(True) == 0.9
+    assert math.isclose(Judged(0.9, None).score(True) or 0, 0.9)
