@@ -5,10 +5,11 @@ One step at a time: `edgeprune.steps` recovers between them. Nothing that is mea
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +21,7 @@ from edgeprune.console import Console
 from edgeprune.errors import MeasurementError
 from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.records import LatencyFile, PrunePlan, Side
+from edgeprune.records import Artifact, LatencyFile, PrunePlan, Record, Side
 from edgeprune.sweeping.sharing import Shared
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
@@ -114,6 +115,12 @@ class Wish:
     seed: int
 
 
+class Candidate(Record):
+    """A file that was made to be timed, relative to where it was made."""
+
+    artifact: Artifact
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Where candidates are timed against the dense network, not yet recovered: files on the first runtime."""
@@ -124,6 +131,7 @@ class Range:
     settings: LatencyConfig
     seed: int
     device: protocols.Device | None = None
+    shared: Shared = field(default_factory=Shared)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[ModelBundle], Timing]]:
@@ -149,8 +157,16 @@ class Range:
 
     def _file(self, bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
         runtime: protocols.Runtime = protocols.find("runtime", self.settings.runtimes[0])
-        made = export_network(bundle, Destination(root, side, side), (runtime.name,), self.images, self.inputs)
-        return timed_file(root, next(a for a in made.artifacts if a.format == runtime.format))
+
+        def export() -> tuple[Candidate, list[Path]]:
+            made = export_network(bundle, Destination(root, side, side), (runtime.name,), self.images, self.inputs)
+            return Candidate(artifact=next(a for a in made.artifacts if a.format == runtime.format)), list(made.files)
+
+        if bundle is not self.dense:
+            return timed_file(root, export()[0].artifact)
+        pixels = hashlib.sha256(self.images.tobytes()).hexdigest()
+        inputs = {"dense": model_key(bundle), "runtime": [runtime.name, runtime.version()], "images": pixels}
+        return timed_file(root, self.shared.piece("timed", Candidate, inputs, root, export)[0].artifact)
 
 
 def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> PrunePlan:

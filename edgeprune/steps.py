@@ -234,7 +234,8 @@ class Run:
     def _planner(self) -> Planner:
         from edgeprune.planning import Planner, Range
 
-        range_ = Range(self.bundle, *self._images(_TIMING_IMAGES), self.config.latency, self._seed, self.device)
+        images, kind = self._images(_TIMING_IMAGES)
+        range_ = Range(self.bundle, images, kind, self.config.latency, self._seed, self.device, self.shared)
         return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console, self.shared)
 
     def images(self, count: int) -> Floats:

@@ -36,6 +36,7 @@ class SweepConfig(Section):
     address: str | None = setting(
         None, "The Ray cluster: auto, or host:port (default: one on this machine, for this sweep alone)."
     )
+    log: Literal["mlflow"] | None = setting(None, "Log each point as a run of MLflow, too, where that is installed.")
     prune: Alternatives = Field({}, description="Settings of [prune], each with a list of values.")
     recover: Alternatives = Field({}, description="Settings of [recover], each with a list of values.")
 

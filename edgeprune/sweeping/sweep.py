@@ -25,6 +25,7 @@ from edgeprune.records import Report, Sweep, SweepAxis, SweepDense, SweepPoint, 
 from edgeprune.runfolder import RunFolder
 from edgeprune.sweeping.engines import Engine, local
 from edgeprune.sweeping.front import objectives_of, placed, recommended
+from edgeprune.sweeping.mlflow_log import log_sweep, require_mlflow
 from edgeprune.sweeping.points import Task, dense_of, failed
 from edgeprune.sweeping.sharing import digest_of
 from edgeprune.sweeping.space import Point, Space, require_every_value
@@ -50,6 +51,8 @@ def sweep(model: Path, space: Space, *, command: str = "", console: Console | No
     result.
     """
     console = console or Console()
+    if space.base.sweep.log == "mlflow":
+        require_mlflow()
     root = sweep_folder(model, space.base)
     scene = _prepare(model, space, root, console)
     with RunFolder.opened(root / "shared", console.say):
@@ -59,6 +62,8 @@ def sweep(model: Path, space: Space, *, command: str = "", console: Console | No
         from edgeprune.reporting.sweep import write_sweep
 
         write_sweep(found, root)
+    if space.base.sweep.log == "mlflow":
+        log_sweep(found, root, console)
     return found
 
 
