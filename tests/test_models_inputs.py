@@ -20,6 +20,7 @@ from edgeprune.models.outputs import SelectedOutput
 from edgeprune.pruning.criteria import l2
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, make_plan
+from edgeprune.pruning.surgery import cut, silence
 from edgeprune.types import Goal
 
 SHAPE = (3, 8, 8)
@@ -118,7 +119,7 @@ def test_pruning_and_export_work_behind_held_inputs(tmp_path):
         assert np.abs(session.logits(images(count).numpy()) - expected).max() < 1e-5
 
 
-def test_channels_that_a_held_value_gates_itself_are_left_alone(tmp_path):
+def test_a_held_value_that_gates_channels_loses_them_too(tmp_path):
     class Raw(nn.Module):
         def __init__(self):
             super().__init__()
@@ -127,9 +128,14 @@ def test_channels_that_a_held_value_gates_itself_are_left_alone(tmp_path):
         def forward(self, x, gate):
             return self.head(torch.relu(self.b(torch.relu(self.a(x)) * gate[:, :, None, None])).mean((2, 3)))
 
-    graph = trace(from_module(Raw(), ModelConfig(input_shape=SHAPE, held=held(tmp_path, gate=np.ones(8)))))
-    assert [group.name for group in graph.groups] == ["module.b"]
-    assert "module.a" in {refusal.name for refusal in graph.refusals}
+    gate = np.arange(8) + 1
+    bundle = from_module(Raw(), ModelConfig(input_shape=SHAPE, held=held(tmp_path, gate=gate)))
+    graph = trace(bundle)
+    assert [group.name for group in graph.groups] == ["module.a", "module.b"]
+    pruned = cut(bundle.module, graph.groups, {"module.a": [1, 5]}).eval()
+    assert pruned.held_gate.tolist() == [1, 3, 4, 5, 7, 8]
+    silenced = silence(bundle.module, graph.groups, {"module.a": [1, 5]}).eval()
+    assert torch.allclose(pruned(images(2)), silenced(images(2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("arch", ["model_examples:Gated", None])
