@@ -130,7 +130,8 @@ def test_dead_timing_process_is_an_error_with_its_last_words(spin: Path) -> None
 
 
 CALLER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit one that is ignored
 from pathlib import Path
 from edgeprune.latency.local import DEVICE
 from edgeprune.records import LatencyRequest

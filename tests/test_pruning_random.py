@@ -45,7 +45,7 @@ class Stage(nn.Module):
 
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
-        self.kind, self.half = kind, width // 2
+        self.kind, self.size = kind, width // 2
         parts = {
             "residual": lambda w: [conv_bn(w, w + 2), conv_bn(w + 2, w)],
             "concatenated": lambda w: [conv_bn(w, 4), conv_bn(w, 6)],
@@ -73,7 +73,7 @@ class Stage(nn.Module):
             left, right = parts[0](x).chunk(2, 1)
             return torch.relu(parts[1](left) * parts[2](right))
         if self.kind == "sized":
-            left, right = torch.split(parts[0](x), self.half, 1)
+            left, right = torch.split(parts[0](x), self.size, 1)
             return torch.relu(parts[1](left) + parts[2](right))
         if self.kind == "shuffled":
             y = parts[0](x)

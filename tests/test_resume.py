@@ -16,7 +16,7 @@ import tiny
 HERE = Path(__file__).parent
 STAGES = (
     *("plan", "recover", "export", "accuracy", "latency-onnxruntime", "latency-openvino", "layers"),
-    *("attack-dense", "attack-compressed", "distances-dense", "distances-compressed", "report"),
+    *("attack-dense", "attack-compressed", "divergence", "distances-dense", "distances-compressed", "report"),
 )
 pytestmark = pytest.mark.timeout(1200)
 OUTPUTS = ("model.onnx", "model.xml", "model.bin", "pruned.pt", "plan.json", "evidence.npz")

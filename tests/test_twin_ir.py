@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgeprune.robustness.twin.ir import read_ir
+from edgeprune.robustness.twin.ir_rules import RULES
 from edgeprune.robustness.twin.program import Graph, compile_network
 
 SHAPE = (2, 4, 6, 6)
@@ -81,6 +82,9 @@ BUILT: dict[str, Callable[[Any], Any]] = {
     "depth to space": lambda x: ops.depth_to_space(x, "blocks_first", 2),
     "roll": lambda x: ops.roll(x, whole(1, -2), whole(2, 3)),
     "select": lambda x: ops.select(ops.greater(x, ops.constant(np.float32(0.2))), x, ops.negative(x)),
+    "not equal": lambda x: ops.select(ops.not_equal(ops.relu(x), ops.constant(np.float32(0))), x, ops.negative(x)),
+    "convert like": lambda x: ops.multiply(x, ops.convert_like(whole(3), x)),
+    "attention": lambda x: ops.scaled_dot_product_attention(x, ops.negative(x), x),
     "squared difference": lambda x: ops.squared_difference(x, ops.constant(numbers(1, 4, 1, 1))),
 }
 
@@ -106,6 +110,15 @@ def test_operator_computes_what_openvino_computes(tmp_path, name):
     (gradient,) = torch.autograd.grad((found * torch.linspace(0.5, 1.5, found.numel()).view_as(found)).sum(), points)
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
+
+
+def test_every_rule_of_the_ir_has_a_case():
+    built = set()
+    for build in BUILT.values():
+        given = ops.parameter([*SHAPE], np.float32, name="x")
+        built |= {op.get_type_name() for op in openvino.Model([build(given)], [given], "small").get_ops()}
+    inner = {"MergeGroups"}  # made of GroupConvolution's weights
+    assert set(RULES) - built - inner == set()
 
 
 def test_gradient_of_fake_quantize_passes_inside_its_range_and_stops_outside(tmp_path):
