@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from edgeprune.export.onnx import export_onnx
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pruning_checks import assert_nothing_is_missing, reasons
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class Stage(nn.Module):
             return torch.relu(parts[1](left) + parts[2](right))
         if self.kind == "shuffled":
             y = parts[0](x)
-            y = y.view(len(y), 2, y.shape[1] // 2, y.shape[2], y.shape[3]).transpose(1, 2).flatten(1, 2)
+            y = y.view(y.shape[0], 2, y.shape[1] // 2, y.shape[2], y.shape[3]).transpose(1, 2).flatten(1, 2)
             return torch.relu(parts[1](y))
         if self.kind == "scaled":
             return nn.functional.max_pool2d(nn.functional.pixel_shuffle(parts[0](x), 2), 2)
@@ -129,7 +129,8 @@ def test_random_networks_are_pruned_right(module: nn.Module, ratio: float, seed:
         torch.testing.assert_close(pruned.module(images), silent(images), rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+# An export takes seconds: a failing network is printed as it was drawn, not shrunk.
+@settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(networks(), st.integers(0, 100))
 def test_random_networks_are_exported_and_come_back(module: nn.Module, seed: int) -> None:
     pruned, _, _ = pruned_by_chance(bundle_of(randomized(module, seed)), 0.5, seed)

@@ -56,6 +56,8 @@ BUILT: dict[str, Callable[[Any], Any]] = {
     "hswish": ops.hswish,
     "hsigmoid": ops.hsigmoid,
     "gelu": lambda x: ops.gelu(x, "tanh"),
+    "selu": lambda x: ops.selu(x, ops.constant(np.float32(1.67)), ops.constant(np.float32(1.05))),
+    "hard sigmoid": lambda x: ops.hard_sigmoid(x, ops.constant(np.float32(0.3)), ops.constant(np.float32(0.4))),
     "elu": lambda x: ops.elu(x, 0.7),
     "max pool": lambda x: ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [3, 3]).output(0),
     "average pool": lambda x: ops.avg_pool(x, [2, 2], [1, 1], [1, 1], [3, 3], True),
