@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from edgeprune.records import Record
@@ -51,6 +52,34 @@ def test_a_kept_file_that_was_changed_is_made_again(tmp_path: Path) -> None:
     kept.write_bytes(b"another")
     shared.piece("export", Found, {}, work.root, work)
     assert (work.done, kept.read_bytes()) == (2, b"weights")
+
+
+def test_two_that_want_the_same_at_once_do_it_once(tmp_path: Path) -> None:
+    work = Work(tmp_path / "a")
+    started, may_end = threading.Event(), threading.Event()
+
+    def slow() -> tuple[Found, list[Path]]:
+        started.set()
+        may_end.wait(60)
+        return work()
+
+    def first() -> None:
+        Shared(tmp_path / "shared").piece("export", Found, {}, work.root, slow)
+
+    def second() -> None:
+        Shared(tmp_path / "shared").piece("export", Found, {}, tmp_path / "b", work)
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    threads[0].start()
+    assert started.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert threads[1].is_alive()  # it waits for the first
+    may_end.set()
+    for thread in threads:
+        thread.join()
+    assert work.done == 1
+    assert (tmp_path / "b" / "dense" / "file.bin").read_bytes() == b"weights"
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:

@@ -86,3 +86,11 @@ def test_compress_reads_a_file_with_a_sweep_in_it(tmp_path: Path) -> None:
     (tmp_path / "edgeprune.toml").write_text("[sweep.prune]\ncriterion = []\n", encoding="utf-8")
     with pytest.raises(UsageError, match="criterion has no value"):
         load_config(tmp_path / "edgeprune.toml", {})
+
+
+def test_a_sweep_does_not_go_where_the_file_has_compress_go(tmp_path: Path) -> None:
+    text = '[run]\nout = "here"\n'
+    assert space(tmp_path, text, prune={"ratio": "0.2,0.5"}).base.run.out == tmp_path / "here-sweep"
+    given = space(tmp_path, text, prune={"ratio": "0.2,0.5"}, run={"out": "there"})
+    assert given.base.run.out == Path("there")
+    assert given.points[0].arguments == ("--config", str(tmp_path / "edgeprune.toml"), "--ratio", "0.2")

@@ -106,7 +106,10 @@ def read_space(path: Path | None, flags: Flags) -> Space:
     first = next(point for point in points if point.config is not None)
     own = validated(used, {"sweep": merged.get("sweep", {})}, single)
     assert first.config is not None
-    return Space(first.config.model_copy(update={"sweep": own.sweep}), axes, points)
+    run = first.config.run
+    if run.out is not None and "out" not in single.get("run", {}):  # the file's is where `compress` goes
+        run = run.model_copy(update={"out": run.out.with_name(f"{run.out.name}-sweep")})
+    return Space(first.config.model_copy(update={"sweep": own.sweep, "run": run}), axes, points)
 
 
 def _parted(flags: Flags) -> tuple[Flags, list[Axis]]:
