@@ -108,7 +108,14 @@ def _trace(bundle: ModelBundle) -> Any:
                 hint="data-dependent control flow and unusual operators are the usual reasons",
             ) from error
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:  # torch fixes it rather than to fail
+        raise ExportError(
+            "the exported network would take batches of one size only",
+            where="its forward pass turns the batch size into a number, as len(x) and int(x.shape[0]) do",
+            hint="x.shape[0], or -1 in a view, keeps it open",
+        )
+    return proto
 
 
 @contextmanager

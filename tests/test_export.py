@@ -343,3 +343,13 @@ def test_clipped_activations_and_depthwise_layers_keep_parity(tmp_path: Path) ->
     bundle = bundle_of(randomized(Odd()))
     made = export_network(bundle, Destination(tmp_path, "model", "dense"), BOTH, images(), "random")
     assert len(made.parity) == 2
+
+
+def test_a_network_that_fixes_its_batch_is_refused_in_words(tmp_path: Path) -> None:
+    fixed = nn.Sequential(
+        nn.Conv2d(3, 4, 3), Lambda(lambda x: x.view(len(x), -1).mean(1, keepdim=True)), nn.Linear(1, 4)
+    )
+    with pytest.raises(ExportError, match="batches of one size only") as error:
+        export_onnx(bundle_of(fixed), tmp_path / "model.onnx")
+    assert "len(x)" in error.value.where
+    assert list(tmp_path.iterdir()) == []
