@@ -346,9 +346,8 @@ def test_clipped_activations_and_depthwise_layers_keep_parity(tmp_path: Path) ->
 
 
 def test_a_network_that_fixes_its_batch_is_refused_in_words(tmp_path: Path) -> None:
-    fixed = nn.Sequential(
-        nn.Conv2d(3, 4, 3), Lambda(lambda x: x.view(len(x), -1).mean(1, keepdim=True)), nn.Linear(1, 4)
-    )
+    layers = {"conv": nn.Conv2d(3, 4, 3), "fc": nn.Linear(4, 4)}
+    fixed = Lambda(lambda m, x: m.fc(m.conv(x).view(len(x), 4, -1).mean(2)), **layers)
     with pytest.raises(ExportError, match="batches of one size only") as error:
         export_onnx(bundle_of(fixed), tmp_path / "model.onnx")
     assert "len(x)" in error.value.where
