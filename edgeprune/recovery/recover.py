@@ -90,7 +90,10 @@ def recover(
     )
     trained = None
     if settings.trains:
-        trained = _train(network, guide, parts[0], jury, task, _task_key(task, pruned.digest, teacher.digest), progress)
+        workshop = _workshop(guide, parts[0], jury, task, _task_key(task, pruned.digest, teacher.digest))
+        start = jury.judge(network, robust=settings.robust)
+        workshop = dataclasses.replace(workshop, before=time.perf_counter() - started)
+        trained = train(network, start, workshop, progress)
         network.load_state_dict(trained.state)
     after = jury.judge(network, robust=settings.trains)
     network.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
@@ -108,15 +111,12 @@ def _jury(held_out: Split, guide: nn.Module, teacher: ModelBundle, task: Task) -
     return Jury.of(held_out, by, task.device, Adversary(reach, 1, bounds), task.seed)
 
 
-def _train(
-    network: nn.Module, guide: nn.Module, part: Split, jury: Jury, task: Task, key: str, progress: Progress | None
-) -> Trained:
+def _workshop(guide: nn.Module, part: Split, jury: Jury, task: Task, key: str) -> Workshop:
     settings, images = task.settings, images_of(part, task.device)
     labels = torch.from_numpy(part.labels()).to(task.device)
     assert jury.adversary is not None
     lesson = Lesson(settings, images, labels, teacher_of(guide, settings, images), jury.adversary.bounds)
-    workshop = Workshop(lesson, jury, task.seed, task.checkpoints, key)
-    return train(network, jury.judge(network, robust=settings.robust), workshop, progress)
+    return Workshop(lesson, jury, task.seed, task.checkpoints, key)
 
 
 def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:

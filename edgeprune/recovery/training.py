@@ -40,13 +40,17 @@ _SAFER_STEPS = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workshop:
-    """What a training works with: its lesson, who judges, seed, and where checkpoints go (under which key)."""
+    """What a training works with: its lesson, who judges, seed, and where checkpoints go (under which key).
+
+    `before`: seconds that recovery took before its training, which a budget of minutes covers, too.
+    """
 
     lesson: Lesson
     jury: Jury
     seed: int
     checkpoints: Path | None
     key: str
+    before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +117,9 @@ def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
         optimizer.load_state_dict(found.optimizer)
         course = Course(**found.course)
         return Learner(network, optimizer, found.average, course, found.best_network, found.epoch)
+    began = time.perf_counter()
     course = Course(_precision(network, workshop), settings.adversary_steps)
+    course.spent = workshop.before + time.perf_counter() - began
     course.accuracy, course.robust, course.best_robust = start.accuracy, start.robust, start.robust or 0.0
     weights = {name: p.detach().clone() for name, p in network.named_parameters()} if settings.average else {}
     learner = Learner(network, optimizer, weights, course, state_of(network))
@@ -251,12 +257,12 @@ def _tired(course: Course, patience: int | None) -> bool:
 
 
 def _reserve(learner: Learner, workshop: Workshop) -> float:
-    """Seconds that the last look of the jury will take, where the clock decides; the network is not changed."""
+    """Seconds for the jury's last look and the one after training, where the clock decides; nothing is changed."""
     if workshop.lesson.settings.minutes is None:
         return 0.0
     started = time.perf_counter()
-    workshop.jury.judge(learner.network, robust=workshop.lesson.settings.robust)
-    return time.perf_counter() - started
+    workshop.jury.judge(learner.network, robust=True)
+    return 2 * (time.perf_counter() - started)
 
 
 def _keep(learner: Learner, workshop: Workshop) -> None:

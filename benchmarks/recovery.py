@@ -1,0 +1,347 @@
+"""What recovery wins back, in the same minutes as a plain loop on stock pruning: file by file, seed by seed.
+
+    python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
+        [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500]
+    python benchmarks/recovery.py --shared DIR --throughput
+
+The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
+a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float32). Ours: edgeprune's plan for the
+same speed-up, then each recipe for as many seconds as the plain loop took on the same seed. All end as exported files:
+clean accuracy and robust accuracy (`--attack`, the standard suite unless told) are the file's, in ONNX Runtime, on test
+images; the speed-up is measured against the dense file. Prints a table and writes JSON after every run; what is in the
+file is not done again.
+
+--throughput: images a second of the plain loop and of ours, distilling into cifar10_resnet20_A, interleaved, one run.
+--unlabelled N: every recipe that needs no labels, on N images without them, in place of the comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from edgeprune import protocols
+from edgeprune.artifacts import Destination, export_network, timed_file
+from edgeprune.config import AttackConfig, DataConfig, LatencyConfig, ModelConfig, PruneConfig
+from edgeprune.console import TerminalConsole
+from edgeprune.data import open_split
+from edgeprune.latency.measure import Bench, measure
+from edgeprune.models import digest, load
+from edgeprune.planning import Range, Wish, plan_for
+from edgeprune.pruning.aim import aim_among
+from edgeprune.pruning.allocation import Rules
+from edgeprune.pruning.graph import trace
+from edgeprune.pruning.plan import apply, kept_outputs
+from edgeprune.recovery.images import images_of, shuffled
+from edgeprune.recovery.learner import optimizer_of
+from edgeprune.recovery.precision import choose
+from edgeprune.recovery.recipes import Lesson, teacher_of
+from edgeprune.recovery.recover import Task, recover
+from edgeprune.recovery.schedules import rate_share
+from edgeprune.recovery.settings import RecoverConfig
+from edgeprune.robustness import evaluate
+from edgeprune.types import Goal, ModelBundle, Split
+
+CASES = {
+    "gtsrb_net_std": ("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255"),
+    "gtsrb_net_adv": ("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255"),
+    "cifar10_resnet20_A": ("cifar10_train4k.npz", "cifar10_test_a.npz", (3, 32, 32), "2/255"),
+    "mnist_robust_cnn_a_adv": ("mnist.npz", "mnist.npz", (1, 28, 28), "0.3"),
+}
+PLAIN = "plain loop on torch-pruning uniform"
+_PEAK, _EPOCHS, _BATCH, _TEMPERATURE = 0.05, 6, 128, 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One network with its data, and where it is timed."""
+
+    name: str
+    dense: ModelBundle
+    train: Split
+    test: Split
+    range: Range
+    attack: AttackConfig
+
+
+def opened(name: str, options: argparse.Namespace) -> Case:
+    """The network and its data."""
+    sys.path.insert(0, str(options.shared / "models"))
+    import nets
+
+    train_file, test_file, shape, eps = CASES[name]
+    path = options.out.parent / f"{name}.pt"
+    if not path.exists():
+        nets.save_pt(name, path, "module")
+    dense = load(path, ModelConfig(trust=("nets",), input_shape=shape))
+    files = [str(options.shared / "data" / file) for file in (train_file, test_file)]
+    config = DataConfig.model_validate(dict(zip(("train", "test"), files, strict=True)))
+    train = open_split(str(config.train), "train", dense)
+    test = open_split(str(config.test), "test", dense)
+    images = test.source.read(test.ids[:256])
+    attack = AttackConfig(attack=options.attack, eps=eps, samples=options.samples)
+    return Case(
+        name, dense, train, test, Range(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0), attack
+    )
+
+
+def ours(case: Case, speedup: float, console: TerminalConsole) -> tuple[ModelBundle, dict[str, tuple[int, ...]]]:
+    """edgeprune's pruned network, and what each layer kept."""
+    graph, settings = trace(case.dense), PruneConfig(speedup=speedup)
+    wish = Wish(settings.goal(), settings, 8, Rules(settings.ranking), case.train, 0)
+    plan = plan_for(case.dense, graph, wish, case.range, console)
+    return apply(plan, case.dense, graph), kept_outputs(plan, graph)
+
+
+def stock(case: Case, speedup: float) -> ModelBundle:
+    """torch-pruning, uniform, widths on multiples of 8, at the ratio that was measured to meet the speed-up."""
+
+    def at(ratio: float) -> ModelBundle:
+        module, classes = copy.deepcopy(case.dense.module), len(case.dense.classes)
+        last = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+        example, importance = torch.randn(1, *case.dense.input_shape), tp.importance.MagnitudeImportance(p=2)
+        tp.pruner.BasePruner(module, example, importance, pruning_ratio=ratio, ignored_layers=last, round_to=8).step()
+        return dataclasses.replace(case.dense, module=module.eval(), digest=digest(module))
+
+    made = {ratio: at(ratio) for ratio in np.linspace(0.05, 0.9, 18).round(3)}
+    shape = case.dense.input_shape
+
+    def macs(bundle: ModelBundle) -> float:
+        return float(tp.utils.count_ops_and_params(bundle.module, torch.zeros(1, *shape))[0])
+
+    shares = {ratio: macs(bundle) / macs(case.dense) for ratio, bundle in made.items()}
+    with case.range.opened() as timed:
+        found = aim_among(
+            Goal("speedup", speedup),
+            lambda share: min(shares, key=lambda ratio: abs(shares[ratio] - share)),
+            lambda ratio: shares[ratio],
+            lambda ratio: timed(made[ratio]),
+        )
+    return made[found.widths]
+
+
+def plain_step(network: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> None:
+    """One step of distillation as a first script has it: eager, contiguous, float32."""
+    with torch.no_grad():
+        wanted = nn.functional.log_softmax(teacher(images) / _TEMPERATURE, 1)
+    given = nn.functional.log_softmax(network(images) / _TEMPERATURE, 1)
+    nn.functional.kl_div(given, wanted, reduction="batchmean", log_target=True).mul(_TEMPERATURE**2).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def plain_loop(case: Case, pruned: ModelBundle, seed: int) -> tuple[ModelBundle, float]:
+    """The peer's recovery, on a copy: (recovered, seconds). The last state is kept, as a plain loop does."""
+    started = time.perf_counter()
+    student = dataclasses.replace(pruned, module=copy.deepcopy(pruned.module))
+    network, teacher = student.network(), case.dense.network()
+    torch.manual_seed(seed)
+    optimizer = torch.optim.SGD(network.parameters(), lr=_PEAK, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    network.train()
+    for epoch in range(_EPOCHS):
+        batches = shuffled(len(case.train), seed + epoch, _BATCH)
+        for step, positions in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = _PEAK * rate_share((epoch + step / len(batches)) / _EPOCHS)
+            images = torch.from_numpy(case.train.source.read(case.train.ids[positions]))
+            plain_step(network, teacher, optimizer, images)
+    network.eval()
+    return dataclasses.replace(student, digest=digest(student.module)), time.perf_counter() - started
+
+
+def judged(case: Case, recovered: ModelBundle, seed: int) -> dict[str, Any]:
+    """The figures of the exported file: measured speed-up, clean and robust accuracy on test images."""
+    runtime = protocols.find("runtime", "onnxruntime")
+    with tempfile.TemporaryDirectory() as name:
+        root, files = Path(name), {}
+        for side, bundle in (("dense", case.dense), ("compressed", recovered)):
+            made = export_network(bundle, Destination(root, side, side), ("onnxruntime",), case.range.images, "real")
+            files[side] = timed_file(root, made.artifacts[0])
+        timed = measure(
+            *(files["dense"], files["compressed"], "onnxruntime", case.range.images, case.range.settings),
+            bench=Bench("cpu"),
+            seed=seed,
+            progress=lambda *_: None,
+        )
+        session = runtime.open(Path(files["compressed"].path), threads=1)
+        accuracy = float((evaluate.predict(session, case.test) == case.test.labels()).mean())
+        subset = evaluate.attack_subset(case.test, case.attack.samples, 0)
+        threat = evaluate.threat_model(case.attack, case.dense.preprocessing.bounds, subset, 0)
+        outcome = evaluate.attack_file(
+            *(session, recovered.network(), subset, threat),
+            sha256=files["compressed"].sha256,
+            gradient_source="the module that was exported",
+            progress=lambda *_: None,
+        )
+    assert timed.speedup
+    return {"speedup": timed.speedup.value, "accuracy": accuracy, "robust": outcome.record.robust.value}
+
+
+def configured(recipe: str, case: Case, **more: Any) -> RecoverConfig:
+    """The recipe's settings, its adversary as far-reaching as the attack."""
+    return RecoverConfig.model_validate({"recipe": recipe, "eps": case.attack.eps, **more})
+
+
+def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], console: TerminalConsole) -> None:
+    """The peer and every recipe in the peer's minutes, for each speed-up and seed. Writes after every run."""
+    store(options, results, f"{case.name} / dense", "0", lambda: judged(case, case.dense, 0))
+    for speedup in options.speedups:
+        head = f"{case.name} / {speedup:g}x"
+        peer, (mine, kept) = stock(case, speedup), ours(case, speedup, console)
+        for seed in options.seeds:
+
+            def plain(seed: int = seed, peer: ModelBundle = peer) -> dict[str, Any]:
+                found, seconds = plain_loop(case, peer, seed)
+                return {**judged(case, found, seed), "seconds": seconds}
+
+            allowed = store(options, results, f"{head} / {PLAIN}", str(seed), plain)["seconds"] / 60
+            for recipe in options.recipes:
+                settings = configured(recipe, case, minutes=allowed)
+                task = Task(settings, case.train, seed, kept=kept)
+                store(
+                    options,
+                    results,
+                    f"{head} / {recipe}",
+                    str(seed),
+                    lambda task=task, mine=mine: won(case, mine, task),
+                )
+
+
+def unlabelled(case: Case, options: argparse.Namespace, results: dict[str, Any], console: TerminalConsole) -> None:
+    """Every recipe that needs no labels, on a few images, at the first speed-up."""
+    mine, kept = ours(case, options.speedups[0], console)
+    for seed in options.seeds:
+        chosen = np.random.default_rng(seed).permutation(case.train.ids)[: options.unlabelled]
+        few = dataclasses.replace(case.train, ids=np.sort(chosen))
+        for recipe in ("none", "calibrate", "distill", "robust-distill"):
+            settings = configured(recipe, case, labels=False, epochs=options.epochs)
+            task = Task(settings, few, seed, kept=kept)
+            key = f"{case.name} / {options.speedups[0]:g}x / {options.unlabelled} unlabelled / {recipe}"
+            store(options, results, key, str(seed), partial(won, case, mine, task))
+
+
+def won(case: Case, pruned: ModelBundle, task: Task) -> dict[str, Any]:
+    """Recover, and judge the file."""
+    started = time.perf_counter()
+    found, info = recover(pruned, case.dense, task)
+    seconds = time.perf_counter() - started
+    return {**judged(case, found, task.seed), "seconds": seconds, "recovery": info.model_dump(mode="json")}
+
+
+def store(options: argparse.Namespace, results: dict[str, Any], key: str, seed: str, work: Any) -> dict[str, Any]:
+    """The result under this key and seed: the one in the file, or a new one, written at once."""
+    runs: dict[str, Any] = results.setdefault(key, {})
+    if seed not in runs:
+        runs[seed] = work()
+        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return dict(runs[seed])
+
+
+def throughput(options: argparse.Namespace) -> None:
+    """Images a second of the plain loop's step and of ours, interleaved; prints both and the ratio."""
+    case = opened("cifar10_resnet20_A", options)
+    settings = RecoverConfig()
+    plain = [copy.deepcopy(case.dense.network()) for _ in range(2)]
+    optimizer = torch.optim.SGD(plain[0].parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    placed = [copy.deepcopy(case.dense.network()).to(memory_format=torch.channels_last) for _ in range(2)]
+    images, labels = images_of(case.train, "cpu"), torch.from_numpy(case.train.labels())
+    lesson = Lesson(settings, images, labels, teacher_of(placed[1].eval(), settings, images), (0.0, 1.0))
+    mine = optimizer_of(placed[0].train())
+    plain[0].train()
+    batches, generator = shuffled(len(images), 0, _BATCH), torch.Generator().manual_seed(0)
+
+    def ours(precision: str, positions: Any = batches[0]) -> None:
+        dataclasses.replace(lesson, precision=precision).loss(placed[0], positions, 1, generator).backward()
+        mine.step()
+        mine.zero_grad()
+
+    precision = choose("auto", "cpu", ours)
+    arms = {
+        "plain": lambda p: plain_step(
+            plain[0], plain[1], optimizer, torch.from_numpy(case.train.source.read(case.train.ids[p])).contiguous()
+        ),
+        "ours": lambda p: ours(precision, p),
+    }
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for positions in batches[: options.rounds]:
+        for name, arm in arms.items():
+            started = time.perf_counter()
+            arm(positions)
+            times[name].append(time.perf_counter() - started)
+    rates = {name: _BATCH / statistics.median(each[1:]) for name, each in times.items()}
+    ratios = sorted(p / o for p, o in zip(times["plain"][1:], times["ours"][1:], strict=True))
+    print(f"threads {torch.get_num_threads()}, precision {precision}, {len(ratios)} interleaved steps of {_BATCH}")
+    print(f"plain {rates['plain']:,.0f} images/s, ours {rates['ours']:,.0f} images/s: {statistics.median(ratios):.2f}x")
+    quarter = len(ratios) // 4
+    print(f"half of the pairs between {ratios[quarter]:.2f}x and {ratios[-1 - quarter]:.2f}x")
+
+
+def table(results: dict[str, Any]) -> str:
+    """A line for each network, speed-up and arm: means over its seeds."""
+    lines = [f"{'network / goal / arm':64} {'seeds':>5} {'speed-up':>8} {'accuracy':>8} {'robust':>7} {'seconds':>7}"]
+    for key, runs in results.items():
+        each = list(runs.values())
+        mean = {
+            name: statistics.mean(run.get(name, 0.0) for run in each)
+            for name in ("speedup", "accuracy", "robust", "seconds")
+        }
+        lines.append(
+            f"{key:64} {len(each):5} {mean['speedup']:7.2f}x {mean['accuracy']:8.2%} {mean['robust']:7.2%} "
+            f"{mean['seconds']:7.1f}"
+        )
+    return "\n".join(lines)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
+    parser.add_argument("--out", type=Path, default=Path("recovery.json"))
+    parser.add_argument("--networks", type=lambda text: text.split(","), default=list(CASES))
+    parser.add_argument("--speedups", type=lambda text: [float(part) for part in text.split(",")], default=[2.0, 2.8])
+    parser.add_argument("--recipes", type=lambda text: text.split(","), default=["distill", "robust-distill"])
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--attack", default="standard")
+    parser.add_argument("--samples", type=int, default=500, help="test images that are attacked")
+    parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
+    parser.add_argument("--epochs", type=int, default=30, help="with --unlabelled")
+    parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--rounds", type=int, default=12, help="with --throughput")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse, run what is missing, print."""
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    if options.throughput:
+        throughput(options)
+        return
+    from rich.console import Console
+
+    console = TerminalConsole(Console(stderr=True))
+    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    for name in options.networks:
+        case = opened(name, options)
+        with console.task(name):
+            (unlabelled if options.unlabelled else compare)(case, options, results, console)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
