@@ -98,6 +98,21 @@ def test_resumed_training_keeps_the_remaining_minutes(tmp_path: Path, monkeypatc
     _, again = recovered(config, tmp_path)
     assert not done
     assert again.epochs == first.epochs
+    assert any("with the minutes that were left" in note for note in again.notes)
+
+
+def test_minutes_cover_what_recovery_did_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, begun = training._opened, list[float]()
+
+    def opened(network: object, start: Judged, workshop: training.Workshop) -> Learner:
+        learner = plain(network, start, dataclasses.replace(workshop, before=60.0))  # type: ignore[arg-type]
+        begun.append(learner.course.spent)
+        return learner
+
+    monkeypatch.setattr(training, "_opened", opened)
+    _, info = recovered(settings(minutes=1))
+    assert begun[0] >= 60
+    assert info.epochs == 0
 
 
 def test_steps_share_minutes_and_not_epochs() -> None:

@@ -31,6 +31,7 @@ from edgeprune.recovery.learner import Course, Learner, State, optimizer_of, pea
 from edgeprune.recovery.precision import Precision, choose
 from edgeprune.recovery.recipes import Lesson
 from edgeprune.recovery.schedules import Pace, rate_share, to_go
+from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.types import Progress
 
 _LOWER = 0.1
@@ -116,6 +117,7 @@ def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
         network.load_state_dict(found.network)
         optimizer.load_state_dict(found.optimizer)
         course = Course(**found.course)
+        course.notes += _taken_up(found.epoch, settings)
         return Learner(network, optimizer, found.average, course, found.best_network, found.epoch)
     began = time.perf_counter()
     course = Course(_precision(network, workshop), settings.adversary_steps)
@@ -126,6 +128,15 @@ def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
     if settings.precision == "auto":
         _keep(learner, workshop)
     return learner
+
+
+def _taken_up(epoch: int, settings: RecoverConfig) -> list[str]:
+    """What is to be said about a training that goes on after a stop; nothing where it ends as if there was none."""
+    if settings.minutes is not None:
+        return [f"taken up again after epoch {epoch}, with the minutes that were left"]
+    if torch.get_num_threads() > 1:
+        return [f"taken up again after epoch {epoch}, on several threads: the weights are the same within noise only"]
+    return []
 
 
 def _precision(network: nn.Module, workshop: Workshop) -> Precision:
