@@ -13,6 +13,7 @@ from edgeprune.protocols import find
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, kept_outputs, make_plan
 from edgeprune.records import PrunePlan, RecoveryInfo
+from edgeprune.recovery.corrections import affordable
 from edgeprune.recovery.reconstruction import reconstruct
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.settings import RecoverConfig
@@ -161,3 +162,12 @@ def test_norm_that_follows_absorbs_the_mean() -> None:
         pruned.module[0].weight += 0.1
     reconstruct(pruned, dense, {}, images())
     assert (pruned.module[0].weight - dense.module[0].weight).abs().max() < 0.05
+
+
+def test_fit_of_a_deep_network_looks_at_fewer_images() -> None:
+    def deep(count: int) -> nn.Sequential:
+        return nn.Sequential(*[nn.Conv2d(1, 1, 1) for _ in range(count)])
+
+    assert affordable(deep(3), 10_000) == 512
+    assert affordable(deep(20), 4000) == 300
+    assert affordable(deep(100), 1000) == 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from edgeprune.records import Correction
 from edgeprune.recovery.calibration import recalibrate
@@ -21,14 +22,25 @@ from edgeprune.types import ModelBundle, Split
 if TYPE_CHECKING:
     from edgeprune.recovery.recover import Task
 
-_IMAGES = 512
+_IMAGES, _LEAST = 512, 64
+_SHARE = 0.5  # of what one pass of training costs: a fit may take no more
+_STEP_COST = 3  # forward passes that a training image costs
+
+
+def affordable(module: nn.Module, train: int) -> int:
+    """How many images a fit may look at: both networks run half-way, on average, once a layer.
+
+    At most 512; fewer in deep networks, where the passes would cost more than half an epoch of training.
+    """
+    layers = sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in module.modules())
+    return min(_IMAGES, max(_LEAST, int(_SHARE * _STEP_COST * train / max(1, layers))))
 
 
 def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split, task: Task) -> tuple[Correction, ...]:
     """What was tried on `student`, in place, and what came of it. Nothing is tried without held-out images."""
     if not len(jury.split) or task.kept is None:
         return ()
-    drawn = np.random.default_rng(task.seed).permutation(train.ids)[:_IMAGES]
+    drawn = np.random.default_rng(task.seed).permutation(train.ids)[: affordable(student.module, len(train))]
     images = on_device(train.source.read(drawn), task.device)
     network, guide = student.network(), teacher.network()
     made = []
