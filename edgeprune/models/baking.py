@@ -81,25 +81,26 @@ def _standardised(layer: nn.Module) -> Tensor | None:
     if isinstance(held.padding, str) or held.padding_mode != "zeros" or "weight" not in held._parameters:
         return None
     sizes = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(held.dilation, held.kernel_size, strict=True)]
-    image = torch.zeros(1, held.in_channels, *sizes)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(2, held.in_channels, *sizes, generator=generator) for _ in range(2)]
     with torch.no_grad(), _Calls(_CONVOLUTIONS[plain]) as calls:
         try:
-            layer(image)
+            for image in images:
+                layer(image)
         except Exception:  # noqa: BLE001  # a layer of the user's, asked in a way that it may not know
             return None
-    if len(calls.found) != 1 or calls.found[0][0] is not image or calls.found[0][1] is held.weight:
+    if len(calls.found) != 2 or any(call[0] is not image for call, image in zip(calls.found, images, strict=True)):
         return None
     _, weight, bias, *settings = calls.found[0]
+    if weight is held.weight or not torch.equal(weight, calls.found[1][1]):  # or it depends on the image
+        return None
     same = bias is held.bias and [_tuple(each, len(sizes)) for each in settings[:3]] == [
         tuple(held.stride),
         tuple(held.padding),
         tuple(held.dilation),
     ]
-    return (
-        weight.detach().clone()
-        if same and settings[3:] == [held.groups] and weight.shape == held.weight.shape
-        else None
-    )
+    fits = same and settings[3:] == [held.groups] and weight.shape == held.weight.shape
+    return weight.detach().clone() if fits else None
 
 
 def _tuple(value: Any, count: int) -> tuple[int, ...]:
