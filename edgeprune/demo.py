@@ -40,6 +40,7 @@ criterion = "taylor"
 [recover]
 recipe = "distill"                    # the dense network teaches the pruned one
 epochs = 10
+precision = "float32"                 # "auto" takes what is faster on the machine: other weights on another one
 
 [attack]
 norm = "linf"
