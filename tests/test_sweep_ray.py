@@ -5,9 +5,11 @@ Ray is no part of `[dev]` (80 MB to fetch, 240 MB on disk): where it is not inst
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from test_sweep import QUICK
 
 from edgeprune.config import Config, RemoteConfig
 from edgeprune.console import Console
-from edgeprune.errors import RuntimeMissingError, UsageError
+from edgeprune.errors import DeviceError, RuntimeMissingError, UsageError
 from edgeprune.records import Sweep
 from edgeprune.sweeping.cluster import Place, at_node, ray_engine
 from edgeprune.sweeping.points import Task
+from edgeprune.sweeping.settings import SweepConfig
 from edgeprune.sweeping.space import read_space
 from edgeprune.sweeping.sweep import sweep
 
@@ -33,6 +36,16 @@ def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RuntimeMissingError, match=r"edgeprune\[ray\]"):
         ray_engine(Config(), tmp_path)
+
+
+def test_a_cluster_that_is_not_there_is_a_clear_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))  # it is not asked for ten minutes
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        engine = ray_engine(Config(sweep=SweepConfig(engine="ray", address=address, prune={}, recover={})), tmp_path)
+        with pytest.raises(DeviceError, match=f"cannot use the Ray cluster at {address}"):
+            list(engine([], Console()))
 
 
 def test_a_device_over_ssh_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import sys
 import time
 import uuid
@@ -31,6 +32,7 @@ from edgeprune.sweeping.sharing import Shared
 
 RETRIES = 5  # of a point whose node or process was lost
 PATIENCE = 60.0  # seconds that a lost node's processes may take to end
+_REACH_S = 5.0
 TOKEN = "token"
 
 
@@ -124,11 +126,12 @@ def _wait_until_free(lock: Path) -> None:
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "ignore_reinit_error": False}
     try:
+        _reach(address)
         if address is None:
             ray.init(include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DeviceError(
             f"cannot use the Ray cluster at {address or 'this machine'}",
             where=str(error).splitlines()[0],
@@ -138,6 +141,13 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """OSError unless somebody listens at HOST:PORT: Ray itself asks for ten minutes before it gives up."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def _ray() -> Any:
