@@ -128,7 +128,7 @@ def test_a_held_value_that_gates_channels_loses_them_too(tmp_path):
         def forward(self, x, gate):
             return self.head(torch.relu(self.b(torch.relu(self.a(x)) * gate[:, :, None, None])).mean((2, 3)))
 
-    gate = np.arange(8) + 1
+    gate = np.arange(8, dtype=np.float32) + 1
     bundle = from_module(Raw(), ModelConfig(input_shape=SHAPE, held=held(tmp_path, gate=gate)))
     graph = trace(bundle)
     assert [group.name for group in graph.groups] == ["module.a", "module.b"]
@@ -136,6 +136,8 @@ def test_a_held_value_that_gates_channels_loses_them_too(tmp_path):
     assert pruned.held_gate.tolist() == [1, 3, 4, 5, 7, 8]
     silenced = silence(bundle.module, graph.groups, {"module.a": [1, 5]}).eval()
     assert torch.allclose(pruned(images(2)), silenced(images(2)), atol=1e-6)
+    counted = from_module(Raw(), ModelConfig(input_shape=SHAPE, held=held(tmp_path, gate=gate.astype(np.int64))))
+    assert "module.a" in {refusal.name for refusal in trace(counted).refusals}  # whole numbers are not followed
 
 
 @pytest.mark.parametrize("arch", ["model_examples:Gated", None])
