@@ -8,6 +8,7 @@ depend on the block at all? Where it does not, the proof would be blind and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
 from edgeprune.pruning.block_surgery import remainder, remove, silence
+from edgeprune.pruning.halving import failing
 from edgeprune.pruning.proof import Bench
 from edgeprune.types import Block
 
 _BLIND = 1e3  # a reaction below this many tolerances could be rounding
 
 
-def prove(bench: Bench, blocks: Sequence[Block]) -> dict[str, str]:
-    """Block name -> why it is left alone, in words, for every block that does not pass."""
+def prove(bench: Bench, blocks: Sequence[Block], *, until: float = math.inf) -> dict[str, str]:
+    """Block name -> why it is left alone, in words, for every block that does not pass.
+
+    No more are tried together after `until` (on the monotonic clock).
+    """
     if not blocks:
         return {}
     try:
@@ -32,18 +37,8 @@ def prove(bench: Bench, blocks: Sequence[Block]) -> dict[str, str]:
         reasons |= _unseen(bench, rest) if rest else {}
     except Exception as error:  # noqa: BLE001  # the user's forward pass, with a hook around a part of it
         return {block.name: f"the proof failed: {_short(error)}" for block in blocks}
-    passed: list[Block] = []
-    waiting = [[block for block in blocks if block.name not in reasons]]
-    while waiting:
-        batch = waiting.pop()
-        reason = compare(bench, [*passed, *batch]) if batch else None
-        if reason is None:
-            passed.extend(batch)
-        elif len(batch) == 1:
-            reasons[batch[0].name] = reason
-        else:
-            waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
-    return reasons
+    rest = [block for block in blocks if block.name not in reasons]
+    return reasons | failing(rest, lambda together: compare(bench, together), until=until)
 
 
 def compare(bench: Bench, blocks: Sequence[Block]) -> str | None:

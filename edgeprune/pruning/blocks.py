@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from edgeprune.pruning.residual import Residual, Tape
 from edgeprune.pruning.surgery import replica
 from edgeprune.types import Block, ChannelGraph, ModelBundle, Refusal
 
+PROOF_S = 600.0
+"""How long the blocks of one network may be tried together, in seconds."""
 _MOST = 0.99
 _FOLDERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -49,7 +52,7 @@ def with_blocks(bundle: ModelBundle, graph: ChannelGraph, *, ignore: Sequence[st
         *(Refusal(block.name, reason) for block in search.blocks if (reason := _ignored(block, ignore))),
     ]
     wanted = [block for block in search.blocks if not _ignored(block, ignore)]
-    failed = prove(bench, wanted)
+    failed = prove(bench, wanted, until=time.monotonic() + PROOF_S)
     refusals += [Refusal(name, reason) for name, reason in failed.items()]
     order = {name: position for position, (name, _) in enumerate(module.named_modules())}
     return dataclasses.replace(

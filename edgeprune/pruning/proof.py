@@ -10,7 +10,6 @@ other misses (an exchange of two channels that both go; a reshape that only work
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch import nn
 
 from edgeprune.errors import PruningError
 from edgeprune.pruning import block_surgery
+from edgeprune.pruning.halving import failing
 from edgeprune.pruning.settling import settle
 from edgeprune.pruning.surgery import Removals, cut, per_unit, replica, silence, weight_name
 from edgeprune.types import Block, Group, Progress, Shape
@@ -68,23 +68,8 @@ def prove(
     rest = tuple(group for group in groups if group.width >= 2)
     unseen = _unseen(bench, rest) if rest else {}
     reasons |= unseen
-    passed: list[Group] = []
-    waiting = [tuple(group for group in rest if group.name not in unseen)]
-    while waiting:
-        batch = waiting.pop()
-        if progress and batch:
-            progress(f"proving {batch[0].name}", (len(passed) + len(reasons)) / len(groups))
-        if time.monotonic() > until:
-            reasons |= {group.name: "not proved: there was no time left" for group in batch}
-            continue
-        reason = _drawn(bench, (*passed, *batch)) if batch else None
-        if reason is None:
-            passed.extend(batch)
-        elif len(batch) == 1:
-            reasons[batch[0].name] = reason
-        else:
-            waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
-    return reasons
+    wanted = [group for group in rest if group.name not in unseen]
+    return reasons | failing(wanted, lambda together: _drawn(bench, tuple(together)), until=until, progress=progress)
 
 
 def compare(bench: Bench, groups: tuple[Group, ...], removals: Removals, blocks: Sequence[Block] = ()) -> str | None:
