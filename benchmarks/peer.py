@@ -33,6 +33,7 @@ from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, make_plan
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.robustness import evaluate
+from edgeprune.robustness.twin.source import EXPORTED_MODULE, Gradients
 from edgeprune.types import ModelBundle, Split
 
 
@@ -94,12 +95,10 @@ def judge(pruned: ModelBundle, dense: ModelBundle, config: Config, splits: tuple
         session = protocols.find("runtime", runtime).open(Path(files["compressed"].path), threads=1)
         figures["accuracy"] = float((evaluate.predict(session, test) == test.labels()).mean())
         outcome = evaluate.attack_file(
-            session,
-            recovered.network(),
+            Gradients(recovered.network(), session, EXPORTED_MODULE),
             subset,
             threat,
             sha256=files["compressed"].sha256,
-            gradient_source="torch",
             progress=lambda *_: None,
         )
         figures["robust_accuracy"] = outcome.record.robust.value

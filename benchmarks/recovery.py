@@ -54,6 +54,7 @@ from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.schedules import rate_share
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.robustness import evaluate
+from edgeprune.robustness.twin.source import EXPORTED_MODULE, Gradients
 from edgeprune.types import Goal, ModelBundle, Split
 
 CASES = {
@@ -182,9 +183,10 @@ def judged(case: Case, recovered: ModelBundle, seed: int) -> dict[str, Any]:
         subset = evaluate.attack_subset(case.test, case.attack.samples, 0)
         threat = evaluate.threat_model(case.attack, case.dense.preprocessing.bounds, subset, 0)
         outcome = evaluate.attack_file(
-            *(session, recovered.network(), subset, threat),
+            Gradients(recovered.network(), session, EXPORTED_MODULE),
+            subset,
+            threat,
             sha256=files["compressed"].sha256,
-            gradient_source="the module that was exported",
             progress=lambda *_: None,
         )
     assert timed.speedup

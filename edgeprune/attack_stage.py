@@ -96,12 +96,10 @@ class _Scene:
         run, source = self.run, self.source(side)
         with run.console.task(f"attacking the {side} file in {self.runtime.name}") as progress:
             outcome = evaluate.attack_file(
-                source.session,
-                source.module,
+                source,
                 split,
                 threat,
                 sha256=self.exported.of(side, self.runtime.format).sha256,
-                gradient_source=source.said,
                 device=run.config.run.device,
                 journal=run.folder.scratch(path.stem) / "journal.npz",
                 progress=progress,

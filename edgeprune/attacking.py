@@ -71,12 +71,10 @@ def attack_one(
     threat = threat_model(wanted, form.preprocessing.bounds, subset, config.run.seed)
     with console.task(f"attacking in {runtime.name}") as progress:
         outcome = attack_file(
-            source.session,
-            source.module,
+            source,
             subset,
             threat,
             sha256=sha256_of(file),
-            gradient_source=source.said,
             device=config.run.device,
             journal=journal,
             progress=progress,

@@ -29,6 +29,7 @@ from edgeprune.robustness.norms import distances
 from edgeprune.robustness.outcome import joined
 from edgeprune.robustness.sequential import confidence_of_a_look, decide, parts_of_images
 from edgeprune.robustness.statistics import paired_drop, upper_bound
+from edgeprune.robustness.twin import Gradients
 
 # ----------------------------------------------------------------------------------------------- divergence
 
@@ -154,10 +155,11 @@ def test_parts_joined_are_the_whole():
     labels = labels_of(module, images)
     labels[::7] = (labels[::7] + 1) % 5
     split = split_of(images, labels)
-    made = {"sha256": "0" * 64, "gradient_source": "test", "progress": silent}
+    made = {"sha256": "0" * 64, "progress": silent}
+    source = Gradients(module, ModuleSession(module), "test")
 
     def attacked(part):
-        return evaluate.attack_file(ModuleSession(module), module, part, threat_of(part, 0.012), **made)
+        return evaluate.attack_file(source, part, threat_of(part, 0.012), **made)
 
     whole = attacked(split)
     parts = [attacked(evaluate.part_of(split, ids)) for ids in parts_of_images(split.ids, 3, 0)]

@@ -28,6 +28,7 @@ from edgeprune.robustness import evaluate
 from edgeprune.robustness.attacks.cascade import cascade
 from edgeprune.robustness.health import Health, warnings
 from edgeprune.robustness.suites import SUITES, effort
+from edgeprune.robustness.twin import Gradients
 from edgeprune.types import Victim
 
 SHORT = (
@@ -49,9 +50,7 @@ def attacked(module, images, labels, epsilon, runtime=None, attack="quick"):
         AttackConfig(attack=attack, eps=f"{round(epsilon * 255000)}/255000"), (0.0, 1.0), split, 0
     )
     session = ModuleSession(runtime or module)
-    return evaluate.attack_file(
-        session, module, split, threat, sha256="0" * 64, gradient_source="test", progress=silent
-    )
+    return evaluate.attack_file(Gradients(module, session, "test"), split, threat, sha256="0" * 64, progress=silent)
 
 
 # ------------------------------------------------------------------------------------------------- suites

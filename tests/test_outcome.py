@@ -12,6 +12,7 @@ from edgeprune.robustness import evaluate
 from edgeprune.robustness.evaluate import FileOutcome
 from edgeprune.robustness.evidence import evidence as evidence_of
 from edgeprune.robustness.evidence import read_evidence, write_evidence
+from edgeprune.robustness.twin import Gradients
 
 THREAT = threat_of(split_of(grid_images(20), np.zeros(20, np.int64)), 0.02)
 
@@ -23,12 +24,10 @@ def named(pair):
 def attacked(module, images, labels):
     split = split_of(images, labels)
     return evaluate.attack_file(
-        ModuleSession(module),
-        module,
+        Gradients(module, ModuleSession(module), "torch module"),
         split,
         threat_of(split, 0.02),
         sha256="0" * 64,
-        gradient_source="torch module",
         progress=silent,
     )
 

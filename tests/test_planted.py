@@ -22,6 +22,7 @@ from edgeprune.config import AttackConfig
 from edgeprune.errors import MeasurementError
 from edgeprune.robustness import evaluate
 from edgeprune.robustness.health import warnings
+from edgeprune.robustness.twin import Gradients
 
 EPSILON = "8/255"
 
@@ -76,8 +77,8 @@ def attacked(module: nn.Module, attack: str):
         labels[:] = 4  # what it always says
     split = split_of(images, labels)
     threat = evaluate.threat_model(AttackConfig(attack=attack, eps=EPSILON), (0.0, 1.0), split, 0)
-    made = {"sha256": "0" * 64, "gradient_source": "test", "progress": silent}
-    return evaluate.attack_file(ModuleSession(module), module, split, threat, **made)
+    made = {"sha256": "0" * 64, "progress": silent}
+    return evaluate.attack_file(Gradients(module, ModuleSession(module), "test"), split, threat, **made)
 
 
 @pytest.fixture(scope="module")

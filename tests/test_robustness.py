@@ -28,6 +28,7 @@ from edgeprune.robustness import evaluate
 from edgeprune.robustness.evaluate import FilePredictions
 from edgeprune.robustness.health import Health, warnings
 from edgeprune.robustness.second_look import to_8_bits
+from edgeprune.robustness.twin import Gradients
 from edgeprune.robustness.verdicts import checked_logits, margins, predictions
 from edgeprune.types import AttackOutcome
 
@@ -37,12 +38,10 @@ SHA = {"dense": "0" * 64, "compressed": "1" * 64}
 def attacked(module, images, labels, epsilon, *, twin=None, session=None, side="dense", **over):
     split = split_of(images, labels)
     return evaluate.attack_file(
-        session or ModuleSession(module),
-        twin or module,
+        Gradients(twin or module, session or ModuleSession(module), "torch module"),
         split,
         threat_of(split, epsilon, **over),
         sha256=SHA[side],
-        gradient_source="torch module",
         progress=silent,
     )
 
@@ -187,12 +186,10 @@ def test_device_that_is_not_there_is_a_usage_error(device):
     split = split_of(images, labels_of(module, images))
     with pytest.raises(UsageError, match=f"cannot use the device {device}"):
         evaluate.attack_file(
-            ModuleSession(module),
-            module,
+            Gradients(module, ModuleSession(module), "torch module"),
             split,
             threat_of(split, 0.1),
             sha256=SHA["dense"],
-            gradient_source="torch module",
             device=device,
             progress=silent,
         )

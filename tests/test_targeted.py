@@ -9,15 +9,14 @@ from edgeprune.config import AttackConfig
 from edgeprune.errors import UsageError
 from edgeprune.robustness import evaluate
 from edgeprune.robustness.health import warnings
+from edgeprune.robustness.twin import Gradients
 
 
 def attacked(module, images, labels, target, eps="10/255", attack="pgd"):
     split = evaluate.attack_subset(split_of(images, labels), None, 0, without=target)
     threat = evaluate.threat_model(AttackConfig(attack=attack, eps=eps, target=target), (0.0, 1.0), split, 0)
     session = ModuleSession(module)
-    return evaluate.attack_file(
-        session, module, split, threat, sha256="0" * 64, gradient_source="test", progress=silent
-    )
+    return evaluate.attack_file(Gradients(module, session, "test"), split, threat, sha256="0" * 64, progress=silent)
 
 
 @pytest.mark.parametrize("attack", ["pgd", "quick"])
@@ -43,7 +42,7 @@ def test_a_target_is_harder_than_any_other_class():
     split = evaluate.attack_subset(split_of(images, labels), None, 0, without=target)
     threat = evaluate.threat_model(AttackConfig(eps="4/255"), (0.0, 1.0), split, 0)
     free = evaluate.attack_file(
-        ModuleSession(module), module, split, threat, sha256="0" * 64, gradient_source="test", progress=silent
+        Gradients(module, ModuleSession(module), "test"), split, threat, sha256="0" * 64, progress=silent
     )
     assert outcome.record.fell < free.record.fell
 

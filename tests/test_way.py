@@ -14,6 +14,7 @@ from edgeprune.robustness import evaluate
 from edgeprune.robustness.attacks import way
 from edgeprune.robustness.attacks.cascade import cascade
 from edgeprune.robustness.health import warnings
+from edgeprune.robustness.twin import Gradients
 from edgeprune.types import Course, Victim
 
 PARTS = (
@@ -121,8 +122,8 @@ def test_an_unfinished_suite_is_inconclusive_and_loses_its_name(tmp_path):
     split = split_of(images, labels_of(module, images))
     config = AttackConfig(attack="standard", eps="3/255", minutes=1e-9)
     threat = evaluate.threat_model(config, (0.0, 1.0), split, 0)
-    made = {"sha256": "0" * 64, "gradient_source": "test", "progress": silent}
-    outcome = evaluate.attack_file(ModuleSession(module), module, split, threat, **made)
+    made = {"sha256": "0" * 64, "progress": silent}
+    outcome = evaluate.attack_file(Gradients(module, ModuleSession(module), "test"), split, threat, **made)
     assert outcome.record.unfinished
     assert any("time was up" in line for line in warnings("dense", outcome.health))
     compared = evaluate.compare(outcome, outcome, threat, ModuleSession(module).info)
@@ -135,8 +136,8 @@ def test_the_journal_is_gone_when_the_attack_is_finished(tmp_path, monkeypatch):
     module, images = small_network(), grid_images(6)
     split = split_of(images, labels_of(module, images))
     threat = evaluate.threat_model(AttackConfig(eps="3/255", steps=5), (0.0, 1.0), split, 0)
-    made = {"sha256": "0" * 64, "gradient_source": "test", "progress": silent, "journal": tmp_path / "journal.npz"}
-    evaluate.attack_file(ModuleSession(module), module, split, threat, **made)
+    made = {"sha256": "0" * 64, "progress": silent, "journal": tmp_path / "journal.npz"}
+    evaluate.attack_file(Gradients(module, ModuleSession(module), "test"), split, threat, **made)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -69,16 +69,7 @@ def attack_standing(
     """Attack every image of `split`, which is what the distances leave standing at the threat's epsilon."""
     if not len(split):
         return Fallen(ids=(), distances=())
-    outcome = attack_file(
-        source.session,
-        source.module,
-        split,
-        threat,
-        sha256=sha256,
-        gradient_source=source.said,
-        device=device,
-        progress=progress,
-    )
+    outcome = attack_file(source, split, threat, sha256=sha256, device=device, progress=progress)
     return fallen(outcome, split, threat, side)
 
 

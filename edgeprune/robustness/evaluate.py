@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from edgeprune.config import AttackConfig
     from edgeprune.protocols import Session
+    from edgeprune.robustness.twin import Gradients
     from edgeprune.types import Ints, Progress
 
 __all__ = [
@@ -127,31 +128,29 @@ def threat_model(config: AttackConfig, bounds: tuple[float, float], split: Split
 
 
 def attack_file(
-    session: Session,
-    module: nn.Module | None,
+    source: Gradients,
     split: Split,
     threat: ThreatModel,
     *,
     sha256: str,
-    gradient_source: str,
     device: str = "cpu",
     journal: Path | None = None,
     progress: Progress,
 ) -> FileOutcome:
-    """Attack the file behind `session` on every image of `split` that it gets right; verify, round, probe.
+    """Attack the file behind `source` on every image of `split` that it gets right; verify, round, probe.
 
-    `module` maps pixels to logits and gives the gradients on `device`; None: there are none, and the attack must be one
-    that asks for none; `gradient_source` says what it is. `journal`: where the attack notes how far it got, and goes on
-    from; it is removed at the end. DataError when there is no image; MeasurementError when the file's logits are no
-    logits.
+    The gradients of `source` are computed on `device`; without a module there are none, and the attack must be one that
+    asks for none. `journal`: where the attack notes how far it got, and goes on from; it is removed at the end.
+    DataError when there is no image; MeasurementError when the file's logits are no logits.
     """
+    session, module = source.session, source.module
     began = time.perf_counter()
     if not len(split):
         raise DataError("no images to attack", hint="give test data, or a larger --attack-samples")
     images = np.array(split.source.read(split.ids), np.float32)  # a copy: torch wants to be able to write
     labels, clean = split.labels(), predict(session, split)
     right = np.flatnonzero(clean == labels)
-    course = Course(threat.seconds, journal, _key(sha256, threat, gradient_source))
+    course = Course(threat.seconds, journal, _key(sha256, threat, source.said))
     stage = Stage(session, None if module is None else on_device(module, device), threat, course)
     given = (images, labels, clean)
     if threat.target is not None:  # from here on class 1 is the target, class 0 all others
@@ -179,7 +178,7 @@ def attack_file(
         rounded=int(rounded.sum()),
         rejected=watched.rejected,
         dead_gradients=watched.dead,
-        gradient_source=gradient_source,
+        gradient_source=source.said,
         twin_disagreement=watched.twin_disagreements / len(labels),
         seconds=time.perf_counter() - began,
         grade="black box" if stage.asks_only else "gradients",
