@@ -9,19 +9,19 @@ l1 it is another algorithm (`edgeprune.robustness.attacks.apgd_l1`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from edgeprune.robustness.attacks import losses
 from edgeprune.robustness.attacks.apgd_l1 import l1_passes
+from edgeprune.robustness.attacks.ascents import objective, start
 from edgeprune.robustness.attacks.losses import Loss
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
-from edgeprune.robustness.gradients import climb, logits_of
-from edgeprune.robustness.norms import ascend, box, project, random_starts
+from edgeprune.robustness.gradients import climb
+from edgeprune.robustness.norms import ascend, project
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
 FIRST_STEP, MOMENTUM, RISING = 2.0, 0.75, 0.75
@@ -116,12 +116,7 @@ class _Rule:
     inside: bool = True
 
     def enter(self, run: Run, ids: Tensor, turn: int) -> _Pool:
-        origins = run.images[ids].to(run.device)
-        limits = box(origins, run.budget, run.victim.bounds)
-        points = project(origins + random_starts(origins, run.budget, turn), origins, limits, run.budget)
-        scales = losses.gaps(logits_of(run.victim.module, origins))
-        number = turn // self.restarts if self.loss == "targeted" else 0
-        targets = torch.from_numpy(run.rivals[ids.numpy(), number]).to(run.device)
+        origins, limits, points, scales, targets = start(run, ids, turn, self.restarts, self.loss)
         zeros, none = torch.zeros_like(scales), torch.zeros_like(ids)
         lengths = torch.full_like(scales, FIRST_STEP * run.budget.epsilon)
         kept = (points, points, torch.zeros_like(points), zeros - torch.inf, zeros, zeros)
@@ -129,7 +124,7 @@ class _Rule:
         return _Pool(ids, none, origins, points, *limits, *kept, lengths, zeros, halved, scales, targets)
 
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
-        found, gradients, usable = climb(run.victim.module, pool.points, self._objective(run, pool))
+        found, gradients, usable = climb(run.victim.module, pool.points, objective(run, pool, self.loss))
         first = (pool.steps == 0).to(run.device)
         if first.any():
             run.note_gradients(pool.ids[first.cpu()], usable[first.cpu()])
@@ -145,10 +140,6 @@ class _Rule:
             moved = torch.lerp(points, target, share).addcmul_(points - pool.previous, 1 - share)
         moved = project(moved, pool.origins, pool.limits, run.budget)
         return replace(pool, points=moved, previous=pool.points, steps=pool.steps + 1)
-
-    def _objective(self, run: Run, pool: _Pool) -> Callable[[Tensor], Tensor]:
-        labels = run.labels[pool.ids].to(run.device)
-        return losses.objective(self.loss, labels, pool.targets, pool.scales)
 
     def _check(self, pool: _Pool, gradients: Tensor) -> tuple[Tensor, Tensor, _Pool]:
         """Where to step from and along what, after the checkpoint where there is one."""

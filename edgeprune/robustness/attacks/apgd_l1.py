@@ -9,18 +9,18 @@ epsilon for 30, 30 and 40 % of the steps. A misclassified point counts where it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from edgeprune.robustness.attacks import losses
+from edgeprune.robustness.attacks.ascents import objective, start
 from edgeprune.robustness.attacks.losses import Loss
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Run, Seen
-from edgeprune.robustness.gradients import climb, logits_of
-from edgeprune.robustness.norms import box, project, random_starts, sparse_direction
+from edgeprune.robustness.gradients import climb
+from edgeprune.robustness.norms import project, sparse_direction
 
 FIRST_SHARE, SPARSER, SHRINK, MOST_SHRUNK, CHECK = 0.2, 0.95, 1.5, 10.0, 0.04
 _RADII, _ENDS = (3.0, 2.0, 1.0), (0.3, 0.6, 1.0)
@@ -60,12 +60,7 @@ class _Rule:
     inside: bool = False
 
     def enter(self, run: Run, ids: Tensor, turn: int) -> _Pool:
-        origins = run.images[ids].to(run.device)
-        limits = box(origins, run.budget, run.victim.bounds)
-        points = project(origins + random_starts(origins, run.budget, turn), origins, limits, run.budget)
-        scales = losses.gaps(logits_of(run.victim.module, origins))
-        number = turn // self.restarts if self.loss == "targeted" else 0
-        targets = torch.from_numpy(run.rivals[ids.numpy(), number]).to(run.device)
+        origins, limits, points, scales, targets = start(run, ids, turn, self.restarts, self.loss)
         zeros = torch.zeros_like(scales)
         lengths = zeros + _RADII[0] * run.budget.epsilon
         kept = (points, torch.zeros_like(points), zeros - torch.inf, lengths)
@@ -73,7 +68,7 @@ class _Rule:
         return _Pool(ids, torch.zeros_like(ids), origins, points, *limits, *kept, *sparse, scales, targets)
 
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
-        found, gradients, usable = climb(run.victim.module, pool.points, self._objective(run, pool))
+        found, gradients, usable = climb(run.victim.module, pool.points, objective(run, pool, self.loss))
         first = pool.steps == 0
         if first.any():
             run.note_gradients(pool.ids[first], usable[first])
@@ -128,7 +123,3 @@ class _Rule:
         )
         back = per_image(sparser | entered, pool.points)
         return torch.where(back, pool.best, pool.points), torch.where(back, pool.best_gradient, gradients), pool
-
-    def _objective(self, run: Run, pool: _Pool) -> Callable[[Tensor], Tensor]:
-        labels = run.labels[pool.ids].to(run.device)
-        return losses.objective(self.loss, labels, pool.targets, pool.scales)
