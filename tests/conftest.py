@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import chromium
 import pytest
 import tiny
 
@@ -68,3 +69,12 @@ def project(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[chromium.Browser]:
+    command = chromium.executable()
+    if command is None:
+        pytest.skip("no Chromium here: `.ci/run` installs Debian's where it may")
+    with chromium.browser(command) as found:
+        yield found

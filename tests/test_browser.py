@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import chromium
 import pytest
+from report_every import BUDGET, SECTIONS
 from report_examples import ONNX, example_report, hostile_report, unmeasured_report
-from test_reporting import BUDGET, SECTIONS
 
 from edgeprune.gate import judge
 from edgeprune.records import Report
@@ -27,15 +26,6 @@ ASK = {
     "ran": "typeof window.owned",
 }
 REPORTS = {"whole": example_report(), "unmeasured": unmeasured_report(), "hostile": hostile_report()}
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[chromium.Browser]:
-    command = chromium.executable()
-    if command is None:
-        pytest.skip("no Chromium here: `.ci/run` installs Debian's where it may")
-    with chromium.browser(command) as found:
-        yield found
 
 
 def page_of(report: Report, folder: Path) -> Path:

@@ -158,6 +158,7 @@ def test_no_timing_process_outlives_its_caller(spin: Path, sent: signal.Signals)
             caller.send_signal(sent)
             caller.wait(timeout=20)
             _wait_for(lambda: not _runs(worker))
+            assert caller.returncode != 0
         finally:
             caller.kill()
 

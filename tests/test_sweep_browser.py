@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import chromium
@@ -15,15 +14,6 @@ from edgeprune.records import Sweep
 from edgeprune.reporting.sweep_page import sweep_html
 
 SWEEPS = {"plain": EXAMPLE, "hostile": sweep_of(point(HOSTILE), lost("x", HOSTILE * 9), model=HOSTILE)}
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[chromium.Browser]:
-    command = chromium.executable()
-    if command is None:
-        pytest.skip("no Chromium here: `.ci/run` installs Debian's where it may")
-    with chromium.browser(command) as found:
-        yield found
 
 
 @pytest.mark.parametrize("found", SWEEPS.values(), ids=SWEEPS)

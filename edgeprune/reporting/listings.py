@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeprune.records import Certified, Environment, LatencyStats, Proportion, Unmeasured
+from edgeprune.records import Certified, Environment, LatencyStats, Proportion, RefusalRecord, Unmeasured
 from edgeprune.robustness.suites import effort
 
 if TYPE_CHECKING:
@@ -41,12 +41,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         others = [name for name in group.layers if name != group.name]
         table.add_row(Text(group.name), str(group.width), str(group.kept), Text(_some(others, 6)))
     console.print(table)
-    if found.refusals:
-        console.print("\nnot pruned, because")
-        table = _table("layer", "reason")
-        for refusal in found.refusals:
-            table.add_row(Text(refusal.name), Text(refusal.reason))
-        console.print(table)
+    _print_refusals("not pruned, because", "layer", found.refusals, console)
     _print_blocks(found, console)
     for note in found.notes:
         console.print(Text(f"note: {note}", "yellow"))
@@ -64,10 +59,14 @@ def _print_blocks(found: Inspection, console: Console) -> None:
             mark = "would go" if block.removed else ""
             table.add_row(Text(block.name), block.kind, f"{block.macs / 1e6:,.2f}", score, Text(stays), mark)
         console.print(table)
-    if found.block_refusals:
-        console.print("\nnot offered as a block, because")
-        table = _table("module", "reason")
-        for refusal in found.block_refusals:
+    _print_refusals("not offered as a block, because", "module", found.block_refusals, console)
+
+
+def _print_refusals(title: str, what: str, refusals: Sequence[RefusalRecord], console: Console) -> None:
+    if refusals:
+        console.print(f"\n{title}")
+        table = _table(what, "reason")
+        for refusal in refusals:
             table.add_row(Text(refusal.name), Text(refusal.reason))
         console.print(table)
 
