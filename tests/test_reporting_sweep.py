@@ -6,11 +6,12 @@ import io
 
 from report_examples import example_report
 from rich.console import Console
-from sweep_examples import figure, lost, point
+from sweep_examples import NOTHING, figure, lost, point
 
 from edgeprune.records import Sweep, SweepAxis, SweepDense, SweepPoint
 from edgeprune.reporting.sweep import print_sweep, sweep_markdown
-from edgeprune.reporting.sweep_page import Picture, picture, sweep_html
+from edgeprune.reporting.sweep_page import sweep_html
+from edgeprune.reporting.sweep_pictures import Picture, pictures
 from edgeprune.sweeping.front import objectives_of, placed, recommended
 from edgeprune.sweeping.sweep import exit_code
 
@@ -68,14 +69,63 @@ def test_markdown_has_a_row_a_point_of_as_many_cells_as_the_head() -> None:
     assert len({row.count("|") for row in rows}) == 1
 
 
+def drawn(found: Sweep) -> dict[tuple[str, str], Picture]:
+    made = pictures(found)
+    assert isinstance(made, tuple)
+    return {(each.across.name, each.up.name): each for each in made}
+
+
 def test_marks_stand_where_their_figures_are() -> None:
-    found = picture(EXAMPLE)
-    assert isinstance(found, Picture)
-    marks = {mark.number: mark for mark in found.marks}
+    shown = drawn(EXAMPLE)
+    assert next(iter(shown)) == ("speedup", "robust_accuracy")
+    marks = {mark.number: mark for mark in shown["speedup", "robust_accuracy"].marks}
     assert set(marks) == {0, 1, 3}  # the dense network, and both points that came to an end
     assert marks[3].x > marks[1].x > marks[0].x
     assert marks[3].y < marks[1].y  # up is better
     assert (marks[3].kind, marks[1].kind, marks[0].kind) == ("recommended", "behind", "dense")
+    marks = {mark.number: mark for mark in shown["latency_ms", "robust_accuracy"].marks}
+    assert marks[3].x < marks[1].x < marks[0].x  # left is faster
+
+
+def test_every_end_of_an_interval_lies_inside_the_axes() -> None:
+    wide = sweep_of(point("a", 1.5, 0.5, spread=0.4), point("b", 3.0, 0.2, spread=0.1))
+    for shown in drawn(wide).values():
+        for mark in shown.marks:
+            assert shown.x.start < mark.across[0] <= mark.x <= mark.across[1] < shown.x.end
+            assert shown.y.start >= mark.along[0] >= mark.y >= mark.along[1] >= shown.y.end
+
+
+def test_the_stairs_join_what_nothing_beats_in_both_axes() -> None:
+    found = sweep_of(
+        point("slow", 1.0, 0.9), point("middle", 2.0, 0.5), point("fast", 3.0, 0.4), point("bad", 1.5, 0.3)
+    )
+    shown = drawn(found)
+    for name, turns in (("speedup", "VHVH"), ("latency_ms", "HVHV")):
+        picture = shown[name, "robust_accuracy"]
+        at = {mark.number: mark for mark in picture.marks}
+        assert "".join(letter for letter in picture.stairs if letter.isalpha()) == "M" + turns
+        assert all(str(at[number].y) in picture.stairs for number in (1, 2, 3))
+        assert f"{at[4].x} " not in picture.stairs
+
+
+def test_budgets_are_lines_the_drop_counted_from_the_dense_network() -> None:
+    found = EXAMPLE.model_copy(update={"budgets": {"speedup": 1.5, "robust_accuracy_drop": 0.2, "confidence": 0.95}})
+    shown = drawn(found)["speedup", "robust_accuracy"]
+    assert (shown.x_limit, shown.y_limit) == (shown.x.at(1.5), shown.y.at(0.6 - 0.2))
+    assert drawn(EXAMPLE)["speedup", "robust_accuracy"].x_limit is None
+
+
+def test_labels_of_crowded_points_stand_apart() -> None:
+    found = sweep_of(*(point(str(number), 2 + number / 300, 0.5) for number in range(4)))
+    labels = {mark.label for mark in drawn(found)["speedup", "robust_accuracy"].marks}
+    assert len({(label.anchor, label.y) for label in labels}) >= 3
+
+
+def test_only_settings_that_differ_can_be_filtered() -> None:
+    page = sweep_html(EXAMPLE)
+    assert page.count('type="checkbox"') == 3
+    assert ":root:has(#a0v2:not(:checked))" in page
+    assert 'type="checkbox"' not in sweep_html(sweep_of(point("alone")))
 
 
 def test_names_that_look_like_markup_are_shown_and_never_run() -> None:
@@ -88,8 +138,9 @@ def test_names_that_look_like_markup_are_shown_and_never_run() -> None:
 
 
 def test_without_an_accuracy_there_is_no_picture_and_the_page_says_so() -> None:
-    found = EXAMPLE.model_copy(update={"objectives": ("speedup", "size_bytes")})
-    assert "No picture: speed-up and accuracy were not measured together" in sweep_html(found)
+    bare = point("bare", robust=None).model_copy(update={"accuracy": NOTHING})
+    found = sweep_of(bare)
+    assert "No picture: no point has both a cost and an accuracy that were measured" in sweep_html(found)
 
 
 def test_exit_codes() -> None:

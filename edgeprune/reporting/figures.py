@@ -14,16 +14,18 @@ from edgeprune.records import GateRow, Interval, LatencyComparison, LatencyStats
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps values in [0, high] to pixels from `start` to `end`; `ticks` are round values on it."""
+    """Maps values in [low, high] to pixels from `start` to `end`; `ticks` are round values on it."""
 
     high: float
     start: float
     end: float
     ticks: tuple[float, ...]
+    low: float = 0.0
 
     def at(self, value: float) -> float:
         """The pixel of `value`, one decimal."""
-        return round(self.start + (self.end - self.start) * min(max(value / self.high, 0.0), 1.0), 1)
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + (self.end - self.start) * min(max(share, 0.0), 1.0), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,15 @@ def axis(longest: float, start: float, end: float) -> Axis:
     step *= next((factor for factor in (1, 2, 2.5, 5, 10) if longest / (step * factor) <= 5.5), 10)
     count = max(math.ceil(longest / step - 1e-9), 1)
     return Axis(step * count, start, end, tuple(step * index for index in range(count + 1)))
+
+
+def window(low: float, high: float, start: float, end: float) -> Axis:
+    """An axis around [low, high] that ends on round values and need not begin at zero."""
+    room = high - low if high > low else abs(high) or 1.0
+    step = axis(room, 0.0, 1.0).ticks[1]
+    first, last = math.floor(low / step + 1e-9), max(math.ceil(high / step - 1e-9), math.floor(low / step + 1e-9) + 1)
+    ticks = tuple(round(step * index, 12) for index in range(first, last + 1))
+    return Axis(ticks[-1], start, end, ticks, ticks[0])
 
 
 def _where(item: LatencyComparison) -> str:

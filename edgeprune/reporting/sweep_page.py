@@ -1,44 +1,53 @@
-"""A sweep as one HTML page, as the report's: no script, no request, every text escaped by the template engine."""
+"""A sweep as one HTML page, as the report's: no script, no request, every text escaped by the template engine.
+
+What a person wants to do with many points needs none: radio buttons choose the axes, check boxes the settings that are
+shown, a mark under the pointer or the focus says what it is and lights its line in the table; CSS does all of it.
+Without support for `:has()` the page shows the first picture and every point.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeprune.records import Figure, Placed, Sweep, Unmeasured
-from edgeprune.reporting import numbers
-from edgeprune.reporting.figures import Axis, axis
+from edgeprune.records import Sweep, Unmeasured
 from edgeprune.reporting.html import templates
-from edgeprune.reporting.sweep import COLUMNS, advice, cell, compared_by, headline, lines
+from edgeprune.reporting.sweep import COLUMNS, Cell, Line, advice, cell, compared_by, headline, lines
+from edgeprune.reporting.sweep_pictures import ACROSS, HEIGHT, UP, WIDTH, Picture, Quantity, hidden_by, pictures
 
-WIDTH, HEIGHT = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 30, 52
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point in the picture: pixels of the mark and of the ends of its intervals; `number` 0 is the dense network."""
-
-    number: int
-    words: str
-    kind: str
-    x: float
-    y: float
-    across: tuple[float, float]
-    along: tuple[float, float]
+_TITLES = {
+    "speedup": "Speed-up",
+    "latency_ms": "Latency",
+    "accuracy": "Accuracy",
+    "robust_accuracy": "Robust",
+    "size_bytes": "Size",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """Speed-up against robust accuracy (clean, where no attack ran), every point that has both."""
+class Shown:
+    """A line of the table and the classes by which it is filtered."""
 
-    x: Axis
-    y: Axis
-    y_words: str
-    marks: tuple[Mark, ...]
+    line: Line
+    classes: str
+
+    @property
+    def cells(self) -> tuple[tuple[str, Cell], ...]:
+        """The figures with their columns' titles."""
+        return tuple(zip((_TITLES[name] for name in COLUMNS), self.line.cells, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting's value that can be left out of the page."""
+
+    id: str
+    text: str
 
 
 def sweep_html(found: Sweep) -> str:
     """The whole page."""
+    shown = tuple(Shown(line, hidden_by(line.point, found)) for line in lines(found))
+    drawn = pictures(found)
     return (
         templates()
         .get_template("sweep.html.j2")
@@ -47,49 +56,47 @@ def sweep_html(found: Sweep) -> str:
             headline=headline(found),
             compared=compared_by(found),
             advice=advice(found),
-            lines=lines(found),
-            dense=tuple(cell(name, getattr(found.dense, name)) if found.dense else None for name in COLUMNS[1:]),
-            picture=picture(found),
+            shown=shown,
+            chosen=next((item.line for item in shown if item.line.recommended), None),
+            dense=tuple((_TITLES[name], _dense(found, name)) for name in COLUMNS),
+            pictures=drawn,
+            said=said,
+            by_number={item.line.number: item for item in shown},
+            across=_offered(drawn, ACROSS),
+            up=_offered(drawn, UP),
+            filters=_filters(found),
             canvas=(WIDTH, HEIGHT),
-            command=found.point(found.recommended).command if found.recommended else "",
         )
     )
 
 
-def picture(found: Sweep) -> Picture | Unmeasured:
-    """The picture, or why there is none: it needs speed and an accuracy of the same points."""
-    height = next((name for name in ("robust_accuracy", "accuracy") if name in found.objectives), None)
-    if "speedup" not in found.objectives or height is None:
-        return Unmeasured(unmeasured="speed-up and accuracy were not measured together")
-    measured = []
-    for line in lines(found):
-        across, along = line.point.speedup, getattr(line.point, height)
-        if isinstance(across, Figure) and isinstance(along, Figure):
-            kind = "recommended" if line.recommended else _kind(line.placed)
-            measured.append((line.number, line.chosen, kind, across, along))
-    if found.dense and isinstance(reference := getattr(found.dense, height), Figure):
-        measured.append((0, "the dense network", "dense", Figure(value=1.0, interval=None), reference))
-    fastest = max(_ends(item[3])[1] for item in measured)
-    x = axis(fastest * 1.05, _LEFT, WIDTH - _RIGHT)
-    y = Axis(1.0, HEIGHT - _BOTTOM, _TOP, (0, 0.25, 0.5, 0.75, 1))
-    marks = tuple(
-        Mark(
-            number=number,
-            words=f"{chosen}: {numbers.times(across.value)}, {numbers.percent(along.value)}",
-            kind=kind,
-            x=x.at(across.value),
-            y=y.at(along.value),
-            across=(x.at(_ends(across)[0]), x.at(_ends(across)[1])),
-            along=(y.at(_ends(along)[0]), y.at(_ends(along)[1])),
-        )
-        for number, chosen, kind, across, along in measured
+def said(line: Line) -> str:
+    """A point in a phrase, for whoever cannot see where its mark stands."""
+    figures = ", ".join(f"{_TITLES[name].lower()} {each.text}" for name, each in zip(COLUMNS, line.cells, strict=True))
+    return (
+        f"Point {line.number}: {line.chosen}. {figures}. {line.standing}{', recommended' if line.recommended else ''}."
     )
-    return Picture(x, y, "robust accuracy" if height == "robust_accuracy" else "clean accuracy", marks)
 
 
-def _kind(place: Placed) -> str:
-    return place.standing if place.standing in ("front", "near") else "behind"
+def _dense(found: Sweep, name: str) -> Cell | None:
+    if name == "speedup":
+        return Cell("1×")
+    return cell(name, getattr(found.dense, name)) if found.dense else None
 
 
-def _ends(figure: Figure) -> tuple[float, float]:
-    return (figure.interval.low, figure.interval.high) if figure.interval else (figure.value, figure.value)
+def _offered(drawn: tuple[Picture, ...] | Unmeasured, quantities: tuple[Quantity, ...]) -> tuple[Quantity, ...]:
+    """The quantities that a picture shows."""
+    if isinstance(drawn, Unmeasured):
+        return ()
+    return tuple(each for each in quantities if any(each in (picture.across, picture.up) for picture in drawn))
+
+
+def _filters(found: Sweep) -> tuple[tuple[str, tuple[Choice, ...]], ...]:
+    """The settings that points differ in, with the values that at least one point has."""
+    made = []
+    for place, axis in enumerate(found.axes):
+        used = {point.settings.get(axis.setting) for point in found.points}
+        choices = tuple(Choice(f"a{place}v{number}", text) for number, text in enumerate(axis.values) if text in used)
+        if len(choices) > 1:
+            made.append((axis.setting.partition(".")[2] or axis.setting, choices))
+    return tuple(made)
