@@ -147,7 +147,7 @@ def sweep_markdown(found: Sweep) -> str:
     notes = [
         f"- point {line.number}: {text(note)}"
         for line in lines(found)
-        for note in (line.placed.reason, *line.point.doubts)
+        for note in (line.placed.reason, _fault(line), *line.point.doubts)
         if note
     ]
     last = ["", f"**{text(advice(found))}**"]
@@ -173,11 +173,17 @@ def _standing(place: Placed, numbers: dict[str, int]) -> str:
     return f"behind {others}" if place.standing == "behind" else place.standing
 
 
+def _fault(line: Line) -> str:
+    """Which budget keeps the point from passing; empty where none does."""
+    return f"{line.gate}: {line.point.verdict_reason}" if line.gate in ("failed", "inconclusive") else ""
+
+
 def _add(table: Table, line: Line) -> None:
     speed, latency, accuracy, robust, size = line.cells
     style = "bold" if line.recommended else ""
     gate = {"passed": "holds all budgets", "failed": "fails a budget"}.get(line.gate, line.gate)
-    below = line.standing + (f"; {gate}" if gate and gate != "no budgets" else "")
+    fault = f" ({line.point.verdict_reason})" if _fault(line) else ""
+    below = line.standing + (f"; {gate}{fault}" if gate and gate != "no budgets" else "")
     settings = Text.assemble((plain(line.chosen), style), (f"\n{plain(below)}", "dim"))
     figures = (Cell(speed.text, latency.text, speed.missing), accuracy, robust, size)
     table.add_row(str(line.number), settings, *(Text.assemble(f.text, (f"\n{f.spread}", "dim")) for f in figures))

@@ -20,6 +20,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 28, 34, 52
 _MARK, _LETTER, _LINE = 8.0, 8.5, 16.0  # pixels: a mark with its rim, a letter of a label, its height
 _ROOM = 0.06  # of the axis, beyond the outermost point
 
+Anchor = Literal["start", "end"]
+_PLACES: tuple[tuple[Anchor, float], ...] = (("start", -8.0), ("end", -8.0), ("start", 18.0), ("end", 18.0))
 Kind = Literal["dense", "recommended", "front", "near", "behind"]
 
 
@@ -51,7 +53,7 @@ class Label:
 
     x: float
     y: float
-    anchor: Literal["start", "end"]
+    anchor: Anchor
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def _unbeaten(pairs: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _stairs(steps: Sequence[tuple[float, float]], *, falls: bool) -> str:
-    """The border of what the points reach: from each to the next, first across (`falls`) or first upwards."""
+    """The border of what the points reach, from left to right: down, then across (`falls`), or across, then up."""
     if len(steps) < 2:
         return ""
     path = [f"M{steps[0][0]} {steps[0][1]}"]
@@ -206,13 +208,13 @@ def _labelled(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     made = []
     for mark in marks:
         wide = _LETTER * len(str(mark.number) if mark.number else "dense")
-        choices = []
-        for anchor, down in (("start", -8.0), ("end", -8.0), ("start", 18.0), ("end", 18.0)):
+        choices: list[tuple[int, int, Label, tuple[float, float, float, float]]] = []
+        for anchor, down in _PLACES:
             x, y = mark.x + (9 if anchor == "start" else -9), mark.y + down
             left = x if anchor == "start" else x - wide
             box = (left, y - _LINE + 4, left + wide, y + 3)
             outside = box[0] < _LEFT or box[2] > WIDTH or box[1] < 0 or box[3] > HEIGHT - _BOTTOM
-            choices.append((taken.overlap(box) + 3 * outside, len(choices), Label(x, y, anchor), box))  # type: ignore[arg-type]
+            choices.append((taken.overlap(box) + 3 * outside, len(choices), Label(x, y, anchor), box))
         *_, label, box = min(choices, key=lambda choice: choice[:2])
         taken.boxes.append(box)
         made.append(replace(mark, label=label))
