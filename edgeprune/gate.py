@@ -170,7 +170,13 @@ def _judge(report: Report, budget: BudgetConfig, digest: str, stale: str) -> Ver
     if not rows:
         return Verdict(status="no budgets", artifact_sha256=digest, rows=(), reason=NOT_FOR_THIS)
     rows.sort(key=lambda row: (row.status == "pass", row.level == "warn", _ORDER.index(row.status)))
-    return Verdict(status=_status(rows), artifact_sha256=digest, rows=tuple(rows), reason=stale or _summary(rows))
+    return Verdict(
+        status=_status(rows),
+        artifact_sha256=digest,
+        rows=tuple(rows),
+        reason=stale or _summary(rows),
+        command=report.command,
+    )
 
 
 def _concerned(rule: Rule, rules: tuple[Rule, ...], case: Case) -> tuple[Finding, ...]:
@@ -286,11 +292,16 @@ def _summary(rows: list[GateRow]) -> str:
     if good == len(rows):
         return "the one budget holds" if good == 1 else f"all {good} budgets hold"
     if len(warned) == len(rows) - good:
-        which = " and ".join(dict.fromkeys(row.metric.replace("_", " ") for row in warned))
+        which = " and ".join(dict.fromkeys(_said(row) for row in warned))
         held = f"{good} of {len(rows)} budgets hold; " if good else ""
         return f"{held}{which} only warn{'s' if len(warned) == 1 else ''}: {_fault(warned[0])}"
     first = rows[0]
-    return f"{good} of {len(rows)} budgets hold; {first.metric.replace('_', ' ')}{_fault(first, ': ')}"
+    return f"{good} of {len(rows)} budgets hold; {_said(first)}{_fault(first, ': ')}"
+
+
+def _said(row: GateRow) -> str:
+    """The budget in a word or two: the units of the settings' names stand with the figures."""
+    return row.metric.removesuffix("_ms").removesuffix("_bytes").replace("_", " ")
 
 
 def _fault(row: GateRow, before_reason: str = "") -> str:

@@ -13,8 +13,7 @@ from edgeprune.config import Config
 from edgeprune.errors import SchemaError
 from edgeprune.gate import judge_file, refuse
 from edgeprune.records import Report, Verdict, read_record
-
-_AGAIN = "run `edgeprune compress` again: it writes the report and its attestation together"
+from edgeprune.remedies import again
 
 
 def judge_report(path: Path, artifact: Path, config: Config, *, test: str | None = None) -> Verdict:
@@ -35,7 +34,7 @@ def judge_report(path: Path, artifact: Path, config: Config, *, test: str | None
     if all(row.status == "stale" for row in verdict.rows):  # another file: that says more than a contradiction
         return verdict
     reason = contradiction(path, artifact)
-    return refuse(budget, artifact, reason, _AGAIN) if reason else verdict
+    return refuse(budget, artifact, reason, f"{again(report)} writes both anew, together") if reason else verdict
 
 
 def _on(report: Report, budget: BudgetConfig, test: str, config: Config) -> BudgetConfig:

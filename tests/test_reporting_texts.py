@@ -128,7 +128,8 @@ def test_junit_survives_control_characters() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_the_terminal_summary_is_80_columns_without_colour(name: str) -> None:
     page = summary(EVERY[name])
-    assert max(len(line) for line in page.splitlines()) <= 80
+    prose = [line for line in page.splitlines() if not line.strip().startswith("edgeprune ")]
+    assert max(len(line) for line in prose) <= 80  # a command is never broken
     assert "\x1b" not in page
     assert "…" not in page
 
@@ -149,8 +150,37 @@ def test_a_remedy_that_several_rows_share_is_given_once() -> None:
     report = example_report()
     stale = summary(report.model_copy(update={"verdict": judge(report, BUDGET, digest("0"))}))
     assert stale.count("→") == 1
-    assert "→ All: run `edgeprune compress` again" in stale
+    assert "→ All: run\n    edgeprune compress gtsrb_net_adv.pt --target cpu --speedup 1.9 --seed 7\n" in stale
     assert "→ Accuracy drop, Robust accuracy drop: give labelled" in summary(EVERY["unmeasured"])
+
+
+def test_flags_are_told_which_command_they_go_behind() -> None:
+    command = "edgeprune compress gtsrb_net_adv.pt --target cpu --speedup 1.9 --seed 7"
+    assert f"Flags go behind the command of the run:\n  {command}\n" in summary(EVERY["judged"])
+    assert f"Flags go behind the command of the run: `{command}`" in markdown(EVERY["judged"])
+    assert "Flags go behind" in html(EVERY["judged"])
+    assert "Flags go behind" not in summary(EVERY["unmeasured"])
+
+
+def test_a_command_is_never_broken_over_lines() -> None:
+    long = f"edgeprune compress model.pt --out {'deep/' * 40}run"
+    report = example_report(command=long)
+    stale = report.model_copy(update={"verdict": judge(report, BUDGET, digest("0"))})
+    assert f"\n    {long}\n" in summary(stale)
+    assert f"`{long}`" in markdown(stale)
+
+
+def test_a_share_is_missed_by_points_not_by_per_cent() -> None:
+    verdict = judge(example_report(), BudgetConfig.model_validate({"accuracy": "95 %"}), ONNX)
+    assert "pt beyond the limit" in summary(example_report(verdict=verdict))
+
+
+def test_a_row_about_other_data_says_so_and_not_that_the_file_is_another() -> None:
+    verdict = judge(
+        example_report(), BudgetConfig.model_validate({"accuracy_drop": "4 pt", "test_digest": "0" * 12}), ONNX
+    )
+    page = " ".join(summary(example_report(verdict=verdict)).split())
+    assert page.count("measured on other test data") == 2
 
 
 def test_no_budgets_show_what_to_write() -> None:

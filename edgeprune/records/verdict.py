@@ -40,10 +40,12 @@ class Verdict(Record):
 
     Rows of the level `warn` do not count. passed: every row passes. inconclusive: nothing fails, is stale or is
     missing, but something is unclear.
-    `reason` sums it up in a line, and says what to write where there are no budgets.
+    `reason` sums it up in a line, and says what to write where there are no budgets. `command` made the report: flags
+    of a remedy go behind it.
     """
 
     status: Literal["passed", "failed", "inconclusive", "no budgets"]
     artifact_sha256: Sha256
     rows: tuple[GateRow, ...]
     reason: str
+    command: str = ""

@@ -31,6 +31,7 @@ def html(report: Report) -> str:
             report=report,
             head=view.headline(report.verdict),
             rows=view.judged(report.verdict),
+            loose_flags=view.loose_flags(view.judged(report.verdict)),
             tiles=tiles(report),
             fitting=view.fitting(report.model),
             changes=view.changes(report),

@@ -20,7 +20,9 @@ from edgeprune.reporting.view import (
     flips,
     headline,
     judged,
+    loose_flags,
     payoff,
+    pieces,
     remedies,
     step_recovery,
     threat,
@@ -87,8 +89,14 @@ def _gate(verdict: Verdict | None) -> str:
         lines.append(
             f"| {word} | {name} | {row.limit} | {row.actual} | {row.bound or text(row.reason)} | {row.distance} |"
         )
-    advice = [f"- {names}: {text(remedy)}" for names, remedy in remedies(rows)]
+    advice = [f"- {names}: {_advice(remedy)}" for names, remedy in remedies(rows)]
+    if verdict and verdict.command and loose_flags(rows):
+        advice += ["", f"Flags go behind the command of the run: {code(verdict.command)}"]
     return "\n".join([*lines, *(["", "What would help:", *advice] if advice else [])])
+
+
+def _advice(remedy: str) -> str:
+    return " ".join(code(part) if command else text(part) for part, command in pieces(remedy))
 
 
 def _changes(report: Report) -> str:

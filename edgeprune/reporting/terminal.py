@@ -9,7 +9,7 @@ from rich.text import Text
 from edgeprune.records import Report, Verdict
 from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
-from edgeprune.reporting.view import Change, Figure, changes, headline, judged, remedies
+from edgeprune.reporting.view import Change, Figure, changes, headline, judged, loose_flags, pieces, remedies
 
 _STYLES = {"pass": "green", "fail": "bold red", "stale": "bold red", "missing": "bold red", "inconclusive": "yellow"}
 _TITLE_STYLES = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow", "no budgets": "bold"}
@@ -39,7 +39,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         table.add_column(name, no_wrap=name in ("status", "limit"), overflow="fold")
     rows = judged(verdict)
     for row in rows:
-        reason = "another file was measured" if row.status == "stale" else row.reason  # the top line has the details
+        reason = "see above" if row.reason == verdict.reason else row.reason
         found = (row.bound, row.distance) if row.bound else (reason,)
         why = row.reason if row.bound and row.status == "inconclusive" else ""
         budget = Text.assemble(row.metric, (f"\n{plain(row.subject)}", "dim"))
@@ -52,7 +52,21 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f"sha256 {n.short(verdict.artifact_sha256)}", style="dim", highlight=False)
         console.print(table)
     for names, remedy in remedies(rows):
-        _print_hanging("→ ", f"{names}: {remedy}", console)
+        _print_remedy(f"{names}: {remedy}", console)
+    if verdict.command and loose_flags(rows):
+        console.print("Flags go behind the command of the run:")
+        console.print(Text(f"  {plain(verdict.command)}"), soft_wrap=True)
+
+
+def _print_remedy(remedy: str, console: Console) -> None:
+    """A remedy; a command stands in a line of its own, whole, so that it can be pasted."""
+    mark = "→ "
+    for part, command in pieces(remedy):
+        if command:
+            console.print(Text(f"    {plain(part)}"), soft_wrap=True)
+        else:
+            _print_hanging(mark, part.strip(), console)
+            mark = "  "
 
 
 def plain(text: str) -> str:

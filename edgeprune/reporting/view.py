@@ -140,6 +140,17 @@ def remedies(rows: tuple[Judged, ...]) -> tuple[tuple[str, str], ...]:
     )
 
 
+def pieces(remedy: str) -> tuple[tuple[str, bool], ...]:
+    """A remedy in its parts: (text, whether it is a command)."""
+    parts = remedy.split("`")
+    return tuple((part, place % 2 == 1) for place, part in enumerate(parts) if part.strip())
+
+
+def loose_flags(rows: tuple[Judged, ...]) -> bool:
+    """Whether a remedy names flags without the command that they go behind."""
+    return any(not whole and "--" in part for row in rows for part, whole in pieces(row.remedy))
+
+
 def changes(report: Report) -> tuple[Change, ...]:
     """Dense against compressed: latency, accuracy, robust accuracy, size, MACs, parameters, channels."""
     plan = report.plan
@@ -273,7 +284,7 @@ def _judged(row: GateRow) -> Judged:
         bound = f"{side} {show(row.bound)} ({100 * row.confidence:.3g} %)" if row.confidence else show(row.bound)
     distance = ""
     if row.distance is not None:
-        left = n.quantity(abs(row.distance), row.unit, digits=2)
+        left = n.quantity(abs(row.distance), "fraction" if row.unit == "share" else row.unit, digits=2)
         distance = f"{left} {'to spare' if row.distance >= 0 else 'beyond the limit'}"
     return Judged(
         metric=METRICS.get(row.metric, row.metric),
