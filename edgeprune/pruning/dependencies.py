@@ -44,6 +44,8 @@ class Own(Enum):
     SIZE = "a number that the forward pass takes channels apart by"
     RNN = "a recurrent layer"
     STATE = "a recurrent layer's own reading of its hidden units"
+    MADE = "channels that a module without weights makes of nothing"
+    CARRIED = "channels that such a module hands on"
 
 
 class Apart(NamedTuple):

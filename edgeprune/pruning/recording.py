@@ -22,7 +22,9 @@ from torch.utils._pytree import tree_flatten
 from torch_pruning.ops import OPTYPE
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.labels import Ties
+from edgeprune.pruning.cropping import Cropped
+from edgeprune.pruning.dependencies import Own
+from edgeprune.pruning.labels import Ties, compact
 from edgeprune.pruning.recording_rules import RULES, Call, pointwise, recurrent, whole
 from edgeprune.types import Shape
 
@@ -202,6 +204,25 @@ def record(module: nn.Module, input_shape: Shape) -> Recording:
     return notes
 
 
+def _own_channels(recorder: Recorder, name: str, layer: nn.Module, output: Any) -> None:
+    """Channels of no layer that come out of a module without weights, beside others: they may be left out behind it."""
+    inside = isinstance(recorder.module.get_submodule(name.rpartition(".")[0]), Cropped)
+    label = None if inside or next(layer.parameters(), None) is not None else recorder.label(output)
+    if label is None or label.dim() < 2 or output._base is not None:
+        return
+    slices = compact(label).movedim(1, 0).flatten(1)
+    own = (slices == 0).all(1)
+    if own.all() or not own.any() or len(own) != label.shape[1]:
+        return
+    label = label.contiguous().clone()
+    fresh = recorder.notes.ties.fresh(int(own.sum()))
+    label[:, own] = fresh.view(1, -1, *[1] * (label.dim() - 2))
+    recorder.put(output, label)
+    found = recorder.notes.ties.of_slices(label, 1)
+    for kind, mine in ((Own.MADE, own), (Own.CARRIED, ~own)):
+        recorder.read(name, torch.where(mine, found, 0.0), kind, outward=True)
+
+
 @contextlib.contextmanager
 def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Keeps the recorder's stack of running modules; recurrent layers are one step to it."""
@@ -219,6 +240,8 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
                 recurrent(recorder, name, layer, inputs, output)
             elif isinstance(layer, _OPAQUE):
                 whole(recorder, name, inputs)
+            elif name and not recorder.opaque:
+                _own_channels(recorder, name, layer, output)
 
         hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:

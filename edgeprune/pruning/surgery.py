@@ -18,6 +18,7 @@ from torch import nn
 
 from edgeprune.errors import PruningError
 from edgeprune.pruning import recurrent
+from edgeprune.pruning.cropping import CARRIED, MADE, crop
 from edgeprune.pruning.masked import without
 from edgeprune.types import Group, Member
 
@@ -28,6 +29,7 @@ WEIGHTED = frozenset({"CONV", "LINEAR", "DEPTHWISE_CONV"})
 """Members that are layers with a weight of their own."""
 MIXING = frozenset({"LN", "GN", "MIX"})
 """Members that compute a mean over channels."""
+_APART = frozenset({"SCALE", MADE, CARRIED})  # no cuts of a tensor
 _NORMS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -47,9 +49,11 @@ def cut(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share
     Errors: PruningError when a group would lose all of its channels, or the network does not fit the groups.
     """
     all_places = collect(groups, removals).items()
-    places = {place: indices for place, indices in all_places if place.role != "zero" and place.kind != "SCALE"}
+    places = {place: indices for place, indices in all_places if place.role != "zero" and place.kind not in _APART}
     scaled = _scales(groups, removals)
-    return _edited(module, places, _cut, share=share, scaled=scaled)
+    made = _edited(module, places, _cut, share=share, scaled=scaled)
+    crop(made, {place: indices for place, indices in all_places if place.kind in (MADE, CARRIED)})
+    return made
 
 
 def silence(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share: bool = False) -> nn.Module:
