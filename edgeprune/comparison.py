@@ -130,6 +130,8 @@ def exit_code(found: RunComparison) -> ExitCode:
 
 def _accuracy(before: OneRun, after: OneRun) -> Paired | Unpaired | Unmeasured:
     """On the images of the evidence where they are the same, else each run's own figure in the same runtime."""
+    if other := _other_task(before.report, after.report):
+        return Unmeasured(unmeasured=other)
     pair = _pair(before, after)
     if not isinstance(pair, str):
         return _paired("clean accuracy", pair[0].clean, pair[1].clean)
@@ -141,6 +143,8 @@ def _accuracy(before: OneRun, after: OneRun) -> Paired | Unpaired | Unmeasured:
 
 def _robustness(before: OneRun, after: OneRun) -> Paired | Unpaired | Unmeasured:
     first, second = before.report.robustness, after.report.robustness
+    if other := _other_task(before.report, after.report):
+        return Unmeasured(unmeasured=other)
     for item in (first, second):
         if isinstance(item, Unmeasured):
             return item
@@ -159,6 +163,19 @@ def _robustness(before: OneRun, after: OneRun) -> Paired | Unpaired | Unmeasured
         return _paired(what, pair[0].robust, pair[1].robust)
     files: list[AttackedFile] = [first.compressed, second.compressed]
     return _unpaired(what, pair, files[0].robust, files[1].robust)
+
+
+def _other_task(before: Report, after: Report) -> str:
+    """Why two networks cannot be asked the same; empty where they can."""
+    inputs, classes = (
+        [getattr(report.model, name) for report in (before, after)] for name in ("input_shape", "classes")
+    )
+    if inputs[0] != inputs[1]:
+        shapes = (" × ".join(map(str, shape)) for shape in inputs)
+        return f"another task: the networks take {' and '.join(shapes)}"
+    if len(classes[0]) != len(classes[1]):
+        return f"another task: the networks tell {len(classes[0])} and {len(classes[1])} classes apart"
+    return ""
 
 
 def _pair(before: OneRun, after: OneRun) -> tuple[Seen, Seen] | str:

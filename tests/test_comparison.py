@@ -109,6 +109,25 @@ def test_other_data_is_compared_unpaired_and_says_so(tmp_path: Path) -> None:
         assert item.difference.low < 0 < item.difference.high
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"input_shape": (1, 8, 8)}, "take 3 × 32 × 32 and 1 × 8 × 8"), ({"classes": ("a", "b")}, "and 2 classes apart")],
+)
+def test_networks_of_two_tasks_are_not_asked_the_same(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    found = pair(tmp_path, second={"model": example_model(**changes)})
+    for item in (found.accuracy, found.robustness):
+        assert isinstance(item, Unmeasured)
+        assert words in item.unmeasured
+    assert not isinstance(found.latency, Unmeasured)
+
+
+def test_a_bound_beyond_zero_is_told_as_a_gain(tmp_path: Path) -> None:
+    before, after = [True] * 20 + [False] * 40, [True] * 60
+    found = compare_runs(write_run(tmp_path / "a", before, before), write_run(tmp_path / "b", after, after))
+    assert "pt won (95 %)" in lines(found)[0].remark
+    assert "−" not in lines(found)[0].remark
+
+
 def test_newcombes_interval_is_the_published_one() -> None:
     """Newcombe 1998, method 10: 56/70 against 48/80."""
     blank = Interval(low=0, high=1)

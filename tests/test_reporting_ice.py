@@ -151,3 +151,16 @@ def test_reports_from_before_thin_ice_still_load() -> None:
 def test_numbered_classes_are_called_classes() -> None:
     report = example_report(model=example_model(classes=tuple(map(str, range(43)))))
     assert '<span class="name">class 0</span>' in section(html(report), "thin-ice")
+
+
+def test_every_mark_and_every_bar_says_what_it_is_under_the_pointer() -> None:
+    """Without a script: a title, and a text that CSS shows on hover or a tap."""
+    page, plot, tenths = html(example_report()), curve_plot(example_report()), decile_plot(example_report())
+    assert not isinstance(plot, Unmeasured)
+    assert tenths is not None
+    curve, bars = section(page, "curve"), section(page, "thin-ice")
+    assert curve.count('class="tip"') == len(plot.marks)
+    assert bars.count('class="tip"') == len(tenths.bars)
+    assert re.search(r"<title>dense at 4/255: 50\.0 % \(.+\)</title>", curve)
+    assert "<title>5 of 9 lost</title>" in bars
+    assert len(re.findall(r"<title>(dense|compressed): p50 ", section(page, "picture"))) == 2

@@ -91,7 +91,8 @@ def _share(name: str, item: Paired | Unpaired | Unmeasured) -> Line:
         return _missing(name, item)
     if isinstance(item, Paired):
         drop = item.drop
-        test = f"paired on {drop.total:,} images, p = {drop.p_value:.2g}, at most {n.points(drop.upper)} lost"
+        bound = f"at most {n.points(drop.upper)} lost" if drop.upper >= 0 else f"at least {n.points(-drop.upper)} won"
+        test = f"paired on {drop.total:,} images, {n.p_value(drop.p_value)}, {bound} ({100 * drop.confidence:g} %)"
         return Line(item.what, _of(item.before), _of(item.after), n.signed(n.points(-drop.value)), test)
     low, high = n.points(-item.difference.high), n.points(-item.difference.low)
     change = n.signed(n.points(item.after.value - item.before.value))
