@@ -134,7 +134,9 @@ class Run:
             work = partial(self._step, number, start, steps[-1].plan if steps else None)
             steps.append(self.folder.stage(f"step-{number}", Step, inputs, work))
             start = self._load(f"steps/{number}.pt")
-        return self.folder.stage("plan", Planned, {**inputs, "from": start.digest}, partial(self._plan, start, steps))
+        inputs["from"] = start.digest
+        work = partial(self._plan, start, steps)
+        return self.folder.stage("plan", Planned, inputs, work if steps else self._shared_plan(inputs, work))
 
     def recover(self, planned: Planned) -> Recovered:
         """Cut the network and win its accuracy back; write pruned.pt."""
@@ -220,6 +222,19 @@ class Run:
         alone = {key: value for key, value in inputs.items() if not key.startswith(f"{STEMS['compressed']}.")}
         alone |= {"versions": self._versions, "model": model_key(self.bundle)}
         return lambda: self.shared.piece(name, kind, alone, self.folder.path, work)
+
+    def _shared_plan(
+        self, inputs: dict[str, Any], work: Callable[[], tuple[Planned, list[Path]]]
+    ) -> Callable[[], tuple[Planned, Sequence[Path]]]:
+        """A plan is shared by the runs that differ in recovery alone: recipes are compared on the very same channels.
+
+        One for a goal in time belongs to the processor that its candidates were measured on.
+        """
+        from edgeprune.environment import environment
+
+        made = {**inputs, "versions": self._versions, "edgeprune": environment().edgeprune}
+        made |= {"cpu": environment().cpu if self._timed else None}
+        return lambda: self.shared.piece("plan", Planned, made, self.folder.path, work)
 
     def gradients(self, exported: Exported, side: Side, split: Split) -> Gradients:
         """How the file that is attacked is judged and differentiated."""

@@ -162,3 +162,18 @@ def test_a_point_whose_files_were_changed_is_not_kept(
     assert finished(dataclasses.replace(task, key="0" * 64)) is None
     (folder / name).write_bytes(b"{}")
     assert finished(task) is None
+
+
+def test_points_that_differ_in_recovery_alone_have_the_same_plan(
+    swept: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edgeprune: Command
+) -> None:
+    for name in ("model.pt", "train.npz", "test.npz", "edgeprune.toml"):
+        shutil.copy(swept[0] / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+    said = edgeprune("sweep", "model.pt", "--ratio", "0.5", "--recover", "calibrate,none", "--out", "two")
+    assert said.code == 0
+    assert said.err.count("scoring channels") == 2  # the beginning and the end of one
+    plans = [path.read_bytes() for path in sorted(tmp_path.glob("two/points/*/plan.json"))]
+    assert len(plans) == 2
+    assert plans[0] == plans[1]

@@ -61,6 +61,13 @@ def test_a_failed_point_keeps_its_reason() -> None:
     assert (found[1].standing, found[1].reason) == ("failed", "nothing could be removed")
 
 
+def test_a_point_that_doubts_itself_puts_no_other_behind() -> None:
+    """Its speed was inconclusive: it may well be no better."""
+    fast, slow = point("fast", 3.0, doubts=("latency is inconclusive",)), point("slow", 2.0)
+    assert standings(fast, slow) == {"fast": "front", "slow": "near"}
+    assert standings(point("fast", 3.0), slow) == {"fast": "front", "slow": "behind"}
+
+
 figures = st.lists(
     st.tuples(st.sampled_from([1.0, 1.5, 2.0]), st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from([0.0, 0.3])),
     min_size=1,

@@ -49,7 +49,7 @@ class Placed(Record):
     """Where a point stands.
 
     front: no other point is at least as good in every objective and better in one. near: another one is, but better
-    only within the intervals. behind: another one is better beyond them. `behind` names those others.
+    only within the intervals, or in doubt. behind: another one is better beyond them. `behind` names those others.
     """
 
     name: str

@@ -169,7 +169,7 @@ def write_sweep(found: Sweep, folder: Path) -> tuple[Path, ...]:
 def _standing(place: Placed, numbers: dict[str, int]) -> str:
     others = ", ".join(str(numbers[name]) for name in place.behind)
     if place.standing == "near":
-        return f"near the front: {others} better within the intervals"
+        return f"near the front: {others} better, but not for certain"
     return f"behind {others}" if place.standing == "behind" else place.standing
 
 

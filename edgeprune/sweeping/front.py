@@ -1,7 +1,8 @@
 """Which points stand at the front, and which one to take: pure, on what was measured.
 
 A point is on the front unless another is at least as good in every objective and better in one (Pareto). Where the one
-that is better is so only within both intervals, nobody can tell the two apart: such a point is *near*, not behind.
+that is better is so only within both intervals, or doubts its own measurements, nobody can tell the two apart: such a
+point is *near*, not behind.
 Speed is compared by the speed-up: every run times the dense network interleaved with its own, so what changed on the
 machine between two runs is no difference between their points.
 """
@@ -72,7 +73,7 @@ def _place(point: SweepPoint, missing: str, compared: Sequence[SweepPoint], obje
     if missing:
         return Placed(name=point.name, standing="not compared", reason=missing)
     before = [other for other in compared if dominates(other, point, objectives)]
-    clear = [other for other in before if clearly(other, point, objectives)]
+    clear = [other for other in before if clearly(other, point, objectives) and not other.doubts]
     if not before:
         return Placed(name=point.name, standing="front")
     if not clear:
