@@ -135,8 +135,8 @@ class Run:
             steps.append(self.folder.stage(f"step-{number}", Step, inputs, work))
             start = self._load(f"steps/{number}.pt")
         inputs["from"] = start.digest
-        work = partial(self._plan, start, steps)
-        return self.folder.stage("plan", Planned, inputs, work if steps else self._shared_plan(inputs, work))
+        planned = partial(self._plan, start, steps)
+        return self.folder.stage("plan", Planned, inputs, planned if steps else self._shared_plan(inputs, planned))
 
     def recover(self, planned: Planned) -> Recovered:
         """Cut the network and win its accuracy back; write pruned.pt."""
