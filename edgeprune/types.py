@@ -114,6 +114,11 @@ class Split:
         """Labels of this split's samples, int64 (N,)."""
         return self.source.labels[self.ids]
 
+    def groups(self) -> Ints | None:
+        """Which samples show the same thing (frames of one sign), int64 (N,); None where the data does not say."""
+        groups: Ints | None = getattr(self.source, "groups", None)
+        return None if groups is None else groups[self.ids]
+
     def batches(self, size: int) -> Iterator[tuple[Floats, Ints]]:
         """(pixels, labels) in order, at most `size` samples at a time; the next ones are read meanwhile."""
         from edgeprune.data.ahead import ahead

@@ -2,19 +2,21 @@
 
 Accepted: `images` and `labels`, or the same with the role in front (`train_images`, `test_labels`, ...), so that one
 file can hold both roles. uint8 images are (N, H, W, C) or (N, H, W) and are stretched over the pixel bounds: 0 is the
-lower bound, 255 the upper. Float images are (N, C, H, W) or (N, H, W) and must lie inside the bounds.
+lower bound, 255 the upper. Float images are (N, C, H, W) or (N, H, W) and must lie inside the bounds. An array
+`group` or `track` beside them (the role may stand in front) says which of them belong together (`groups.py`).
 Pickled arrays are never opened.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeprune.data.archives import Archive, Array
+from edgeprune.data.groups import groups_in
 from edgeprune.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,11 +27,15 @@ BLOCK = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArraySource:
-    """Images held as the file holds them; decoded to float32 (N, C, H, W) when they are read."""
+    """Images held as the file holds them; decoded to float32 (N, C, H, W) when they are read.
+
+    `groups`: int64 (N,), or None where the data names none.
+    """
 
     images: Array
     labels: Ints
     bounds: tuple[float, float]
+    groups: Ints | None = None
 
     def read(self, ids: Ints) -> Floats:
         """Pixels float32 (len(ids), C, H, W) inside the bounds."""
@@ -57,7 +63,8 @@ def open_npz(path: Path, role: Role, model: ModelBundle | InputForm) -> ArraySou
     try:
         for pair in (("images", "labels"), (f"{role}_images", f"{role}_labels"), (f"x_{role}", f"y_{role}")):
             if set(pair) <= set(archive.names):
-                return arrays_source(archive.array(pair[0]), archive.array(pair[1]), path, model)
+                source = arrays_source(archive.array(pair[0]), archive.array(pair[1]), path, model)
+                return replace(source, groups=_groups(archive, role, source.labels))
     finally:
         archive.close()
     raise DataError(
@@ -65,6 +72,11 @@ def open_npz(path: Path, role: Role, model: ModelBundle | InputForm) -> ArraySou
         where=f"it holds: {', '.join(archive.names) or 'nothing'}",
         hint=f"name them images and labels, or {role}_images and {role}_labels",
     )
+
+
+def _groups(archive: Archive, role: Role, labels: Ints) -> Ints | None:
+    known = {name.removeprefix(f"{role}_"): name for name in archive.names}
+    return groups_in(known, lambda name: archive.array(known[name]), labels, archive.path.name)
 
 
 def arrays_source(images: Array, labels: Array, path: Path, model: ModelBundle | InputForm) -> ArraySource:

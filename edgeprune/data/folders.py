@@ -8,11 +8,13 @@ before "2"), nothing is guessed.
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeprune.data.groups import groups_in
 from edgeprune.data.pictures import PictureSource, need_pillow, pictures_in
 from edgeprune.errors import DataError
 
@@ -46,7 +48,8 @@ def open_folder(folder: Path, role: Role, model: ModelBundle | InputForm) -> Pic
 def open_index(path: Path, role: Role, model: ModelBundle | InputForm) -> PictureSource:
     """A CSV file with the columns `path` (relative to the file) and `label` (a number or a class name).
 
-    A column `split` or `role`, where there is one, picks the rows of this role.
+    A column `split` or `role`, where there is one, picks the rows of this role; a column `group` or `track` says which
+    images belong together (`groups.py`).
     """
     need_pillow()
     try:
@@ -63,10 +66,11 @@ def open_index(path: Path, role: Role, model: ModelBundle | InputForm) -> Pictur
         raise DataError(f"{path.name} has no rows for {role}")
     labels = [_label(row[what], model.classes, path, line) for line, row in enumerate(picked, 2)]
     paths = [path.parent / row[where] for row in picked]
+    groups = groups_in(columns, lambda name: [row[name] or "" for row in picked], np.array(labels), path.name)
     missing = [item for item in paths if not item.is_file()]
     if missing:
         raise DataError(f"{len(missing)} images of {path.name} are not there", where=f"the first: {missing[0]}")
-    return _source(paths, labels, model)
+    return replace(_source(paths, labels, model), groups=groups)
 
 
 def _source(paths: list[Path], labels: list[int], model: ModelBundle | InputForm) -> PictureSource:

@@ -38,6 +38,7 @@ class PictureSource:
     labels: Ints
     shape: Shape
     preprocessing: Preprocessing
+    groups: Ints | None = None
     _kept: dict[int, Pixels] = field(default_factory=dict)
 
     def read(self, ids: Ints) -> Floats:

@@ -1,13 +1,15 @@
 """The part of the training split that decides what is kept; the test split never does.
 
 Promise: images that are held out are never trained on and never calibrated on. Without labels, the dense network's
-answers stand in their place: agreement with it is what is measured.
+answers stand in their place: agreement with it is what is measured. Where the data says which images show the same
+thing (`data/groups.py`), such a group is held out as a whole, or not at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,32 +19,48 @@ from edgeprune.recovery.adversary import CHECK_STEPS, Adversary, perturb
 from edgeprune.recovery.images import on_device
 from edgeprune.types import Split
 
+if TYPE_CHECKING:
+    from edgeprune.types import Ints
+
 _SHARE, _MOST = 0.1, 1000
 _ATTACKED, _BATCH = 200, 256
 
 
 def hold_out(split: Split, seed: int) -> tuple[Split, Split]:
-    """(training part, held-out part): a tenth of the images of every class, at most 1,000 in all."""
+    """(training part, held-out part): a tenth of the images, or groups, of every class, about 1,000 images at most.
+
+    A group with images of several classes counts for the first of them.
+    """
     share = min(_SHARE, _MOST / max(len(split), 1))
-    labels = split.labels()
+    groups, firsts = _groups(split)
+    labels = split.labels()[firsts]
     generator = np.random.default_rng(seed)
     chosen = [
         generator.permutation(np.flatnonzero(labels == label))[: max(1, round(share * int((labels == label).sum())))]
         for label in np.unique(labels)
         if (labels == label).sum() > 1
     ]
-    return _parted(split, np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64))
+    return _parted(split, groups, np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64))
 
 
 def hold_out_unlabelled(split: Split, seed: int) -> tuple[Split, Split]:
-    """`hold_out` without a look at the labels: a tenth of the images, at most 1,000."""
-    count = min(_MOST, round(_SHARE * len(split)))
-    return _parted(split, np.random.default_rng(seed).permutation(len(split))[:count])
+    """`hold_out` without a look at the labels: a tenth of the images, or groups, about 1,000 images at most."""
+    groups, firsts = _groups(split)
+    count = round(min(_SHARE, _MOST / max(len(split), 1)) * len(firsts))
+    return _parted(split, groups, np.random.default_rng(seed).permutation(len(firsts))[:count])
 
 
-def _parted(split: Split, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[Split, Split]:
-    away = np.zeros(len(split), dtype=bool)
-    away[chosen] = True
+def _groups(split: Split) -> tuple[Ints, Ints]:
+    """The group of every image, numbered from 0, and each group's first image: every image is one, unless told."""
+    given = split.groups()
+    if given is None:
+        return np.arange(len(split)), np.arange(len(split))
+    _, firsts, groups = np.unique(given, return_index=True, return_inverse=True)
+    return groups, firsts
+
+
+def _parted(split: Split, groups: Ints, chosen: Ints) -> tuple[Split, Split]:
+    away = np.isin(groups, chosen)
     return dataclasses.replace(split, ids=split.ids[~away]), dataclasses.replace(split, ids=split.ids[away])
 
 
