@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from edgeprune.recovery.muon import muon
+
 State = dict[str, torch.Tensor]
 Saved = tuple[State, dict[str, Any], State]
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
-_RATE, _RATE_WITHOUT_NORM = 0.05, 0.01
+_RATES = {("muon", True): 0.02, ("muon", False): 0.02, ("sgd", True): 0.05, ("sgd", False): 0.01}
 
 
 @dataclass(slots=True)
@@ -61,21 +63,27 @@ class Learner:
         self.average = saved[2]
 
 
-def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; weight decay on weights, not on biases and norms."""
+def optimizer_of(network: nn.Module, kind: str = "muon") -> torch.optim.Optimizer:
+    """Muon, or SGD with Nesterov momentum and weight decay on weights, not on biases and norms."""
     parameters = [p for p in network.parameters() if p.is_floating_point()]
     for parameter in parameters:  # a frozen network is trained all the same: it was cut
         parameter.requires_grad_(True)
+    if kind == "muon":
+        return muon(network, normed=has_norm(network))
     matrices = [p for p in parameters if p.dim() > 1]
     vectors = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": _WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=0.0, momentum=_MOMENTUM, nesterov=True)
 
 
-def peak_rate(network: nn.Module, wanted: float | None) -> float:
-    """The peak of the schedule: what was asked for, or what suits a network with or without batch norm."""
-    has_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
-    return wanted or (_RATE if has_norm else _RATE_WITHOUT_NORM)
+def peak_rate(network: nn.Module, wanted: float | None, kind: str = "muon") -> float:
+    """The peak of the schedule: what was asked for, or what suits the optimizer, and a network with(out) batch norm."""
+    return wanted or _RATES[kind, has_norm(network)]
+
+
+def has_norm(network: nn.Module) -> bool:
+    """Whether there is batch norm in a network."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
 
 
 def state_of(network: nn.Module) -> State:

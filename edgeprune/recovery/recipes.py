@@ -40,25 +40,28 @@ class Lesson:
     precision: str = "float32"
 
     def loss(self, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:
-        """The loss of the images at these positions, their adversary taking `steps`; network in training mode."""
+        """The loss of the images at these positions, network in training mode.
+
+        Where the recipe is robust their adversary takes `steps`; with none, the images are as they are.
+        """
         images, settings = self._augmented(self.images.batch(positions), generator), self.settings
         labels = self.labels[torch.from_numpy(positions).to(self.labels.device)]
         taught = self.teacher(images, positions, self.precision) if self.teacher else None
         with autocast(self.precision, self.images.device):
-            if not settings.robust:
+            if not settings.robust or not steps:
                 return natural_loss(network(images).float(), labels, taught, settings)
             assert settings.reach is not None  # the pipeline fills it in, and `recover` refuses without
             adversary = Adversary(settings.reach, steps, self.bounds)
             if taught is None:
                 hard = perturb(network, images, lambda out: cross_entropy(out.float(), labels), adversary, generator)
                 return cross_entropy(network(hard).float(), labels, label_smoothing=settings.label_smoothing)
-            wanted = log_softmax(taught, 1)
+            wanted, weight = log_softmax(taught, 1), settings.robust_weight
             hard = perturb(network, images, lambda out: apart(out.float(), wanted), adversary, generator)
-            if settings.robust_weight == 1:
-                return apart(network(hard).float(), wanted)
+            if weight == 1:
+                return distance(network(hard).float(), taught, settings.temperature)
             clean, moved = network(torch.cat([images, hard])).float().chunk(2)
-            weight = settings.robust_weight
-            return (1 - weight) * apart(clean, wanted) + weight * apart(moved, wanted)
+            near, far = (distance(each, taught, settings.temperature) for each in (clean, moved))
+            return (1 - weight) * near + weight * far
 
     def _augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self.settings.augment == "shift":
@@ -102,11 +105,14 @@ def natural_loss(
     smoothing = settings.label_smoothing
     if taught is None:
         return cross_entropy(logits, labels, label_smoothing=smoothing)
-    softness, weight = settings.temperature, settings.label_weight if settings.labels else 0.0
-    distance = apart(logits / softness, log_softmax(taught / softness, 1)) * softness**2
-    if not weight:
-        return distance
-    return weight * cross_entropy(logits, labels, label_smoothing=smoothing) + (1 - weight) * distance
+    weight = settings.label_weight if settings.labels else 0.0
+    far = distance(logits, taught, settings.temperature)
+    return weight * cross_entropy(logits, labels, label_smoothing=smoothing) + (1 - weight) * far if weight else far
+
+
+def distance(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`apart` of both outputs (N, K) softened by the temperature; its square keeps gradients as long. Scalar."""
+    return apart(logits / temperature, log_softmax(taught / temperature, 1)) * temperature**2
 
 
 def apart(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

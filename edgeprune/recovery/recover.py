@@ -83,16 +83,14 @@ def recover(
     student, dense = _placed(pruned, task.device), _placed(teacher, task.device)
     network, guide = student.network(), dense.network()
     jury = _jury(parts[1], guide, teacher, task)
-    before = jury.judge(network, robust=settings.trains)
+    before, look = _timed_look(jury, network, robust=settings.trains)
     recalibrate(network, parts[0], task.device, seed=task.seed)
-    corrections = (
-        correct(student, dense, jury, parts[0], task) if settings.reconstruct and task.kept is not None else ()
-    )
+    corrections = correct(student, dense, jury, parts[0], task) if settings.fits and task.kept is not None else ()
     trained = None
     if settings.trains:
         workshop = _workshop(guide, parts[0], jury, task, _task_key(task, pruned.digest, teacher.digest))
         start = jury.judge(network, robust=settings.robust)
-        workshop = dataclasses.replace(workshop, before=time.perf_counter() - started)
+        workshop = dataclasses.replace(workshop, before=time.perf_counter() - started, look=look)
         trained = train(network, start, workshop, progress)
         network.load_state_dict(trained.state)
     after = jury.judge(network, robust=settings.trains)
@@ -102,6 +100,12 @@ def recover(
         parameter.grad = None
     made = _Made(parts, (before, after), corrections, trained, time.perf_counter() - started)
     return dataclasses.replace(student, digest=digest(student.module)), _info(settings, made, jury)
+
+
+def _timed_look(jury: Jury, network: nn.Module, *, robust: bool) -> tuple[Judged, float]:
+    """What the jury says, and the seconds that it took."""
+    started = time.perf_counter()
+    return jury.judge(network, robust=robust), time.perf_counter() - started
 
 
 def _jury(held_out: Split, guide: nn.Module, teacher: ModelBundle, task: Task) -> Jury:

@@ -29,8 +29,14 @@ class RecoverConfig(Section):
         None, "Passes between two steps of iterative pruning (default: the epochs are split).", gt=0
     )
     batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
+    optimizer: Literal["muon", "sgd"] = setting(
+        "muon", "muon: orthogonalised steps, a share of each weight's length; sgd: Nesterov.", flag="recover-optimizer"
+    )
     learning_rate: float | None = setting(
-        None, "Peak of the schedule (default: 0.05, without batch norm 0.01).", flag="recover-learning-rate", gt=0
+        None,
+        "Peak of the schedule (default: muon 0.02; sgd 0.05, without batch norm 0.01).",
+        flag="recover-learning-rate",
+        gt=0,
     )
     schedule: Literal["one-cycle", "cosine"] = setting(
         "one-cycle", "How the learning rate goes: up and down, or down along a cosine.", flag="recover-schedule"
@@ -44,7 +50,7 @@ class RecoverConfig(Section):
     )
     label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", ge=0, lt=1)
     temperature: float = setting(4.0, "Softens the teacher's outputs.", flag="distill-temperature", gt=0)
-    label_weight: float = setting(0.1, "Share of the labels' loss in distill.", flag="distill-label-weight", ge=0, le=1)
+    label_weight: float = setting(0.0, "Share of the labels' loss in distill.", flag="distill-label-weight", ge=0, le=1)
     labels: bool = setting(True, "false: the labels of the training images are not looked at.", flag="recover-labels")
     average: float = setting(
         0.0, "Decay of the weights' running mean, which is what is kept (0: none).", flag="recover-average", ge=0, lt=1
@@ -63,11 +69,16 @@ class RecoverConfig(Section):
     adversary_steps: int = setting(
         1, "Its gradient steps; 1 is watched for catastrophic overfitting.", flag="recover-adversary-steps", gt=0
     )
-    robust_weight: float = setting(
-        5 / 6, "Share of the perturbed images' loss in robust-distill.", flag="recover-robust-weight", gt=0, le=1
+    natural_share: float = setting(
+        0.4, "Share of a robust training that goes by before images are perturbed.", flag="recover-natural", ge=0, lt=1
     )
-    reconstruct: bool = setting(
-        True, "Fit layers to the dense network's outputs, in closed form, where that helps.", flag="recover-reconstruct"
+    robust_weight: float = setting(
+        1.0, "Share of the perturbed images' loss in robust-distill.", flag="recover-robust-weight", gt=0, le=1
+    )
+    reconstruct: bool | None = setting(
+        None,
+        "Fit layers to the dense network's outputs, in closed form, where that helps (default: if nothing is trained).",
+        flag="recover-reconstruct",
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
@@ -92,6 +103,11 @@ class RecoverConfig(Section):
     def trains(self) -> bool:
         """Whether there are training steps, and not only what has a closed form."""
         return self.recipe not in ("none", "calibrate")
+
+    @property
+    def fits(self) -> bool:
+        """Whether layers are fitted in closed form."""
+        return not self.trains if self.reconstruct is None else self.reconstruct
 
     @property
     def robust(self) -> bool:

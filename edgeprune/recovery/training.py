@@ -37,13 +37,15 @@ from edgeprune.types import Progress
 _LOWER = 0.1
 _EXPLODED, _WATCHED = 20.0, 8  # times the loss of the first steps, over so many steps
 _SAFER_STEPS = 2
+_SETTLED = 0.6  # of the schedule: before that the rate is high, and no state is worth a look of the jury
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workshop:
     """What a training works with: its lesson, who judges, seed, and where checkpoints go (under which key).
 
-    `before`: seconds that recovery took before its training, which a budget of minutes covers, too.
+    `before`: seconds that recovery took before its training, which a budget of minutes covers, too; `look`: seconds
+    that the jury takes for a look.
     """
 
     lesson: Lesson
@@ -52,6 +54,7 @@ class Workshop:
     checkpoints: Path | None
     key: str
     before: float = 0.0
+    look: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,8 +82,8 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
     lesson = replace(workshop.lesson, precision=course.precision)
     with _own_randomness(lesson.images.device):
         workshop = replace(workshop, lesson=lesson)
-        if course.reserve is None:
-            course.reserve = _reserve(learner, workshop)
+        if course.reserve is None:  # the last look in training, and the one after it
+            course.reserve = 0.0 if settings.minutes is None else 2 * workshop.look
         pace = Pace.of(settings, course.spent, course.reserve)
         while not pace.over(learner.epoch, course.spent) and not _tired(course, settings.patience):
             saved = learner.snapshot()
@@ -89,9 +92,10 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
             except _DivergedError as error:
                 learner.restore(saved)
                 course.spent = pace.elapsed()
-                _lower_rate(course, str(error), peak_rate(network, settings.learning_rate))
+                _lower_rate(course, str(error), peak_rate(network, settings.learning_rate, settings.optimizer))
                 continue
-            if _overfitted(learner, workshop):
+            done = pace.done(learner.epoch + 1, 0, 1)
+            if _overfitted(learner, workshop, done):
                 learner.restore(saved)
                 course.spent = pace.elapsed()
                 course.first, course.steps = None, _SAFER_STEPS
@@ -100,7 +104,8 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
                 )
                 continue
             learner.epoch += 1
-            _judge(learner, workshop)
+            if done >= _SETTLED or settings.patience is not None:
+                _judge(learner, workshop)
             course.spent = pace.elapsed()
             _keep(learner, workshop)
     if _tired(course, settings.patience):
@@ -111,7 +116,7 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
 def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
     """The learner as a checkpoint left it, or at its start; its precision is decided, and written down, here."""
     lesson, settings = workshop.lesson, workshop.lesson.settings
-    optimizer, folder, device = optimizer_of(network), workshop.checkpoints, lesson.images.device
+    optimizer, folder, device = optimizer_of(network, settings.optimizer), workshop.checkpoints, lesson.images.device
     found = read_checkpoint(folder, device, task=workshop.key) if folder else None
     if found:
         network.load_state_dict(found.network)
@@ -156,7 +161,7 @@ def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress 
     """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
     lesson, course, epoch = workshop.lesson, learner.course, learner.epoch
     settings, network = lesson.settings, learner.network
-    peak = peak_rate(network, settings.learning_rate) * course.rate
+    peak = peak_rate(network, settings.learning_rate, settings.optimizer) * course.rate
     batches = shuffled(len(lesson.images), workshop.seed + epoch, settings.batch_size)
     torch.manual_seed(_mixed(workshop.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
     network.train()
@@ -171,7 +176,7 @@ def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress 
         generator = torch.Generator().manual_seed(
             _mixed(workshop.seed, epoch, int(lesson.images.split.ids[positions[0]]))
         )
-        losses.append(_step(learner, lesson, positions, generator))
+        losses.append(_step(learner, lesson, positions, course.steps * (done >= settings.natural_share), generator))
         _watch(losses, course)
         course.seen += len(positions)
         course.training += time.perf_counter() - started
@@ -185,10 +190,13 @@ def _said(recipe: str, pace: Pace, epoch: int, figures: tuple[float, float], don
     return ", ".join(part for part in (text, to_go(pace.elapsed(), done)) if part)
 
 
-def _step(learner: Learner, lesson: Lesson, positions: Any, generator: torch.Generator) -> float:
-    """One step of the optimizer; the loss. Errors: _DivergedError when it, or the gradient, is not finite."""
+def _step(learner: Learner, lesson: Lesson, positions: Any, steps: int, generator: torch.Generator) -> float:
+    """One step of the optimizer, against an adversary of `steps`; the loss.
+
+    Errors: _DivergedError when it, or the gradient, is not finite.
+    """
     network, settings = learner.network, lesson.settings
-    loss = lesson.loss(network, positions, learner.course.steps, generator)
+    loss = lesson.loss(network, positions, steps, generator)
     loss.backward()  # type: ignore[no-untyped-call]
     value, length = float(loss.detach()), float(nn.utils.clip_grad_norm_(network.parameters(), settings.clip))
     if not math.isfinite(value):
@@ -198,8 +206,8 @@ def _step(learner: Learner, lesson: Lesson, positions: Any, generator: torch.Gen
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     if settings.average:
-        steps = learner.course.seen / len(positions)
-        taken = 1 - min(settings.average, (1 + steps) / (10 + steps))  # the first steps must not weigh for ever
+        past = learner.course.seen / len(positions)
+        taken = 1 - min(settings.average, (1 + past) / (10 + past))  # the first steps must not weigh for ever
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 learner.average[name].lerp_(parameter, taken)
@@ -229,10 +237,10 @@ def _lower_rate(course: Course, what: str, peak: float) -> None:
     course.notes.append(f"training diverged ({what}): taken back, then a learning rate of {peak * course.rate:g}")
 
 
-def _overfitted(learner: Learner, workshop: Workshop) -> bool:
-    """Whether single-step training has lost its robustness, by PGD on held-out images."""
+def _overfitted(learner: Learner, workshop: Workshop, done: float) -> bool:
+    """Whether single-step training, `done` by now, has lost its robustness, by PGD on held-out images."""
     settings, course = workshop.lesson.settings, learner.course
-    if not settings.robust or course.steps > 1:
+    if not settings.robust or course.steps > 1 or done <= settings.natural_share:
         return False
     learner.network.eval()
     single, pgd = (workshop.jury.under_attack(learner.network, steps) for steps in (1, 10))
@@ -265,15 +273,6 @@ def _judge(learner: Learner, workshop: Workshop) -> None:
 
 def _tired(course: Course, patience: int | None) -> bool:
     return patience is not None and course.stale >= patience
-
-
-def _reserve(learner: Learner, workshop: Workshop) -> float:
-    """Seconds for the jury's last look and the one after training, where the clock decides; nothing is changed."""
-    if workshop.lesson.settings.minutes is None:
-        return 0.0
-    started = time.perf_counter()
-    workshop.jury.judge(learner.network, robust=True)
-    return 2 * (time.perf_counter() - started)
 
 
 def _keep(learner: Learner, workshop: Workshop) -> None:
