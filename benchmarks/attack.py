@@ -54,7 +54,7 @@ class Bench:
         pixels = np.array(split.source.read(split.ids), np.float32)
         self.images, self.labels = torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(split.labels())
         source = gradients_of(twin, arguments.model, session, pixels[:16], Preprocessing())
-        self.victim = Victim(source.session.logits, source.module, (0.0, 1.0))
+        self.victim = Victim(source.session.logits, source.module, (0.0, 1.0), source.pull)
         self.module = made(arguments.module) if arguments.module else source.module
         self.classes = twin.classes
 

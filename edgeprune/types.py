@@ -274,12 +274,15 @@ class Victim:
     """An exported file under attack: judged by its runtime, differentiated through `module`.
 
     `logits` runs the artifact: float32 (N, C, H, W) pixels to float32 (N, K). `module` is a torch network from
-    pixels to logits that stands for the artifact in backward passes only; its own verdict never counts.
+    pixels to logits that stands for the artifact in backward passes only; its own verdict never counts. `pull` gives
+    the same gradients without torch, on the CPU: points (N, ...) and seeds (N, K) to logits (N, K) and the gradient of
+    their product; None: `module` gives them.
     """
 
     logits: Callable[[Floats], Floats]
     module: nn.Module
     bounds: tuple[float, float]
+    pull: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

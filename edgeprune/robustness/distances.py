@@ -118,7 +118,9 @@ def search(
         rows = np.flatnonzero((clean == labels) & np.isin(split.ids, wanted))
     far = np.full(len(split), np.nan)
     if len(rows):
-        victim = Victim(source.session.logits, on_device(source.module, device), bounds)
+        victim = Victim(
+            source.session.logits, on_device(source.module, device), bounds, source.pull if device == "cpu" else None
+        )
         budget = AttackBudget(how.norm, 0.0, how.steps, how.restarts, how.seed)
         pixels, answers = torch.from_numpy(images[rows]), torch.from_numpy(clean[rows])
         found = nearest(victim, pixels, answers, budget, progress=lambda text, share: progress(text, 0.95 * share))

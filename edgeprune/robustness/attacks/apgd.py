@@ -20,7 +20,6 @@ from edgeprune.robustness.attacks.ascents import objective, start
 from edgeprune.robustness.attacks.losses import Loss
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
-from edgeprune.robustness.gradients import climb
 from edgeprune.robustness.norms import ascend, project
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
@@ -124,7 +123,7 @@ class _Rule:
         return _Pool(ids, none, origins, points, *limits, *kept, lengths, zeros, halved, scales, targets)
 
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
-        found, gradients, usable = climb(run.victim.module, pool.points, objective(run, pool, self.loss))
+        found, gradients, usable = run.climb(pool.points, seen, objective(run, pool, self.loss))
         first = (pool.steps == 0).to(run.device)
         if first.any():
             run.note_gradients(pool.ids[first.cpu()], usable[first.cpu()])

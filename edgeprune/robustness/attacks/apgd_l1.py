@@ -19,7 +19,6 @@ from edgeprune.robustness.attacks.ascents import objective, start
 from edgeprune.robustness.attacks.losses import Loss
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Run, Seen
-from edgeprune.robustness.gradients import climb
 from edgeprune.robustness.norms import project, sparse_direction
 
 FIRST_SHARE, SPARSER, SHRINK, MOST_SHRUNK, CHECK = 0.2, 0.95, 1.5, 10.0, 0.04
@@ -68,7 +67,7 @@ class _Rule:
         return _Pool(ids, torch.zeros_like(ids), origins, points, *limits, *kept, *sparse, scales, targets)
 
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
-        found, gradients, usable = climb(run.victim.module, pool.points, objective(run, pool, self.loss))
+        found, gradients, usable = run.climb(pool.points, seen, objective(run, pool, self.loss))
         first = pool.steps == 0
         if first.any():
             run.note_gradients(pool.ids[first], usable[first])

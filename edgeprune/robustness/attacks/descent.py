@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgeprune.robustness.attacks.pool import passes
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
-from edgeprune.robustness.gradients import input_gradients
+from edgeprune.robustness.gradients import rescaled_cross_entropy
 from edgeprune.robustness.norms import ascend, box, project, random_starts
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
@@ -78,7 +78,8 @@ class Descent:
         return _Pool(ids, torch.zeros_like(ids), origins, project(points, origins, limits, run.budget), *limits)
 
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
-        gradients, usable = input_gradients(run.victim.module, pool.points, run.labels[pool.ids].to(run.device))
+        labels = run.labels[pool.ids].to(run.device)
+        _, gradients, usable = run.climb(pool.points, seen, lambda logits: rescaled_cross_entropy(logits, labels))
         first = pool.steps == 0
         if first.any():
             run.note_gradients(pool.ids[first], usable[first])

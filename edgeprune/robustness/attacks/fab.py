@@ -17,8 +17,8 @@ from torch import Tensor
 from edgeprune.robustness.attacks.hyperplane import onto
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
-from edgeprune.robustness.gradients import climb, logits_of
-from edgeprune.robustness.norms import Norm, random_starts
+from edgeprune.robustness.gradients import climb, judged, logits_of
+from edgeprune.robustness.norms import Norm, random_starts, row_sizes
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
 LARGEST_BIAS, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
@@ -90,6 +90,12 @@ class _Rule:
         if not self.targeted:
             return _nearest(run, pool.points, labels)
 
+        if run.victim.pull is not None:  # what is climbed is linear in the logits: they need not be known
+            seeds = torch.zeros(len(labels), run.rivals.shape[1] + 1)
+            seeds.scatter_(1, pool.targets[:, None], 1.0).scatter_(1, labels[:, None], -1.0)
+            logits, gradients = run.victim.pull(pool.points, seeds)
+            return (logits * seeds).sum(1), *judged(gradients)
+
         def difference(logits: Tensor) -> Tensor:
             return (logits.gather(1, pool.targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
 
@@ -137,5 +143,4 @@ def _jump(pool: _Pool, gaps: Tensor, normals: Tensor, bounds: tuple[float, float
 
 def _length(changes: Tensor, norm: Norm) -> Tensor:
     """Of each row, at least 1e-8."""
-    size: Tensor = torch.linalg.vector_norm(changes, {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm], dim=1)
-    return size.clamp_min(1e-8)
+    return row_sizes(changes, norm).clamp_min(1e-8)

@@ -9,6 +9,7 @@ lie, and at the end the way back to the image is halved again and again, judged 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
-from edgeprune.robustness.gradients import at_rest, climb
-from edgeprune.robustness.norms import Norm, distances, random_starts
+from edgeprune.robustness.gradients import at_rest
+from edgeprune.robustness.norms import Norm, distances, random_starts, row_sizes
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FIRST_STEP, LAST_STEP = 1.0, 0.01
 FIRST_CHANGE, LAST_CHANGE = 0.05, 0.001
 _HALVINGS = 12
+_DUAL: Mapping[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,23 +103,23 @@ class _Rule:
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
         norm = run.budget.norm
         wrong = torch.from_numpy(seen.wrong).to(run.device)
-        sizes = _size(pool.points - pool.origins, norm)
+        sizes = row_sizes(pool.points - pool.origins, norm)
         smallest = torch.where(wrong & (sizes < pool.smallest), sizes, pool.smallest)
         if self.found is not None:
             _enter(self.found, pool, seen, norm)
         labels = run.labels[pool.ids].to(run.device)
-        margins, gradients, usable = climb(run.victim.module, pool.points, lambda logits: -_lead(logits, labels))
+        margins, gradients, usable = run.climb(pool.points, seen, lambda logits: -_lead(logits, labels))
         first = pool.steps == 0
         if first.any():
             run.note_gradients(pool.ids[first], usable[first])
         cosine = (1 + torch.cos(math.pi * pool.steps / self.steps)).to(run.device) / 2
         change = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * cosine
-        ahead = sizes + margins.abs() / _dual_size(gradients, norm).clamp_min(1e-12)
+        ahead = sizes + margins.abs() / row_sizes(gradients, _DUAL[norm]).clamp_min(1e-12)
         seeking = torch.where(smallest.isfinite(), pool.radii, ahead) * (1 + change)
         radii = torch.where(wrong, torch.minimum(pool.radii * (1 - change), smallest), seeking)
         span = run.victim.bounds[1] - run.victim.bounds[0]
         length = span * (LAST_STEP + (FIRST_STEP - LAST_STEP) * cosine)
-        steepest = gradients / per_image(_size(gradients, "l2").clamp_min(1e-12), gradients)
+        steepest = gradients / per_image(row_sizes(gradients, "l2").clamp_min(1e-12), gradients)
         delta = pool.points - pool.origins + per_image(length, gradients) * steepest
         points = (pool.origins + _shrink(delta, radii, norm)).clamp(*run.victim.bounds)
         return replace(pool, points=points, radii=radii, smallest=smallest, steps=pool.steps + 1)
@@ -129,16 +131,6 @@ def _lead(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None]).squeeze(1) - others
 
 
-def _size(vectors: Tensor, norm: Norm) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(vectors.flatten(1), {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm], dim=1)
-    return size
-
-
-def _dual_size(vectors: Tensor, norm: Norm) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(vectors.flatten(1), {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[norm], dim=1)
-    return size
-
-
 def _shrink(delta: Tensor, radii: Tensor, norm: Norm) -> Tensor:
     """The nearest perturbation of at most that size."""
     limit = per_image(radii, delta)
@@ -146,7 +138,7 @@ def _shrink(delta: Tensor, radii: Tensor, norm: Norm) -> Tensor:
         return torch.minimum(torch.maximum(delta, -limit), limit)
     if norm == "l1":
         return _shrink_l1(delta, radii)
-    size = per_image(_size(delta, "l2"), delta)
+    size = per_image(row_sizes(delta, "l2"), delta)
     return delta * torch.clamp(limit / size.clamp_min(1e-12), max=1.0)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgeprune.errors import DataError
 from edgeprune.robustness.attacks.way import Ledger, Way
-from edgeprune.robustness.gradients import at_rest
+from edgeprune.robustness.gradients import at_rest, climb, judged, seeds_of
 from edgeprune.robustness.norms import distances
 from edgeprune.robustness.verdicts import checked_logits, margins, predictions, require_known
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
@@ -85,14 +85,17 @@ def batch_size(shape: Sequence[int]) -> int:
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
     """What the runtime said of some points (M,): `standing` (not fallen), `wrong` (misclassified, wherever the point
-    is), and the margins."""
+    is), the margins and the logits (M, K)."""
 
     standing: Bools
     wrong: Bools
     margins: Reals
+    logits: Floats
 
     def of(self, mask: Bools) -> Seen:
-        return self if mask.all() else Seen(self.standing[mask], self.wrong[mask], self.margins[mask])
+        if mask.all():
+            return self
+        return Seen(self.standing[mask], self.wrong[mask], self.margins[mask], self.logits[mask])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,7 +171,17 @@ class Run:
         if fell.any():
             self.ledger.fell[rows[fell]] = True
             self.ledger.adversarials[rows[fell]] = points[fell]
-        return Seen(~fell, wrong, margins(logits, truth))
+        return Seen(~fell, wrong, margins(logits, truth), logits)
+
+    def climb(self, points: Tensor, seen: Seen, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`objective` of the logits at `points`, which were just `seen`: values (N,), gradients, bool (N,): usable.
+
+        Where the twin's way back needs no torch, the values are those of the runtime's own logits.
+        """
+        if self.victim.pull is None:
+            return climb(self.victim.module, points, objective)
+        found, seeds = seeds_of(torch.from_numpy(seen.logits), objective)
+        return found, *judged(self.victim.pull(points, seeds)[1])
 
     def note(self, ids: Tensor, steps: Tensor, length: int, seen: Seen, *, inside: bool = True) -> None:
         """Enter the margins of iterates: each image is at its step (0: a start) of a pass of `length` steps."""

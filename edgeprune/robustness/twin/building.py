@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import ModelError
+from edgeprune.robustness.twin.drafting import Wiring
 from edgeprune.robustness.twin.ir import read_ir
 from edgeprune.robustness.twin.layout import Layout, layout_of
 from edgeprune.robustness.twin.node import Unsupported, require_reasonable
@@ -62,7 +63,8 @@ class Twin:
     where `unsupported` names operators without a rule. `batching` says how a file made for a fixed number of images
     takes more: "free" (it always did), "reshaped" (its reshapes were freed), "in turn" (one batch after the other).
     `parent` is the digest of the weights that edgeprune exported, None for a foreign file. `path` is the file that it
-    was built from.
+    was built from. `wiring`: what a way back can be drafted from; None where the file fixes its batch, or ends in what
+    `scores` leaves out.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class Twin:
     batching: Batching = "free"
     parent: str | None = None
     parity: float | None = None
+    wiring: Wiring | None = None
 
 
 def build(path: Path, input_shape: Shape | None = None) -> Twin:
@@ -169,7 +172,9 @@ def _paired(
     module = Behind(Graph(compiled, network.input, network.output), layout, size)
     inner = before_softmax(compiled.steps, network.output)
     scores = module if inner == network.output else Behind(Graph(compiled, network.input, inner), layout, size)
-    return _twin(path, network, layout, (), module, scores, classes=classes, batching=batching)
+    whole = scores is module and size is None
+    wiring = Wiring(compiled, network.input, network.output) if whole else None
+    return replace(_twin(path, network, layout, (), module, scores, classes=classes, batching=batching), wiring=wiring)
 
 
 def _outcome(compiled: Compiled, network: Network, layout: Layout, size: int, noise: Tensor) -> Tensor:

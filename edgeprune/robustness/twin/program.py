@@ -212,7 +212,7 @@ class Graph(nn.Module):
 
     def __init__(self, compiled: Compiled, input: str, output: str) -> None:
         super().__init__()
-        self._program = _trimmed(compiled.steps, output)
+        self._program = trimmed(compiled.steps, output)
         self._input = input
         wanted = {output, *(name for step in self._program.steps for name in step.reads)}
         stay = _read_as_numbers(self._program)
@@ -276,7 +276,7 @@ def _together(node: Node, given: list[Any], device: torch.device) -> list[Any]:
     return [v if v is None or place in stay else v.to(device) for place, v in enumerate(given)]
 
 
-def _trimmed(steps: tuple[Step, ...], output: str) -> Program:
+def trimmed(steps: tuple[Step, ...], output: str) -> Program:
     """The steps that the output needs, each with the names that can be forgotten after it."""
     needed, kept = {output}, []
     made = {name for step in steps for name in step.node.outputs if name}

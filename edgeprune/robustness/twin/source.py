@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgeprune.errors import ModelError, ParityError, UsageError
 from edgeprune.protocols import Session
 from edgeprune.robustness.twin.building import TOLERANCES, Twin, build, check
@@ -16,6 +18,7 @@ from edgeprune.types import Preprocessing, Shape
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.robustness.twin.pulling import Pull
     from edgeprune.types import Floats
 
 EXPORTED_MODULE = "the torch module that was exported"
@@ -28,11 +31,12 @@ _OTHERWISE = "give --gradients: the pruned.pt or the model file that it was expo
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
     """`module`: images (N, C, H, W) to scores, None where there is nothing to follow; `session`: the runtime on the
-    same images; `said`: what `module` is."""
+    same images; `said`: what `module` is; `pull`: its gradients without torch, None where torch computes them."""
 
     module: nn.Module | None
     session: Session
     said: str
+    pull: Pull | None = None
 
 
 def twin_of(file: Path, input_shape: Shape | None = None) -> Twin:
@@ -85,7 +89,10 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
     `preprocessing` go before it, in the runtime as in the twin. Errors: MeasurementError for logits that are none,
     ParityError when twin and runtime differ by more than the tolerance of the file's precision.
     """
+    import torch
+
     from edgeprune.models.preprocessing import with_preprocessing
+    from edgeprune.robustness.twin.pulling import pull_of
 
     assert twin.module is not None
     assert twin.scores is not None
@@ -102,4 +109,6 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
         )
     origin = "twin of the file" if twin.path == file else "twin of the ONNX file beside it"
     shown = f"{parity:.0e}".replace("e-0", "e-")
-    return Gradients(with_preprocessing(twin.scores, before), served, f"{origin} (parity {shown})")
+    scores, threads = with_preprocessing(twin.scores, before), session.info.threads
+    pull = pull_of(twin, before, scores, torch.from_numpy(np.array(images[:CHECKED], np.float32)), threads)
+    return Gradients(scores, served, f"{origin} (parity {shown})", pull)
