@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from edgeprune.records import Artifact, LayerTime, Report, Unmeasured
 from edgeprune.reporting import curve, figures, ice, numbers, view
+from edgeprune.reporting.attacked import attack_lines
 from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.robustness.suites import effort
 
@@ -48,6 +49,7 @@ def html(report: Report) -> str:
             timed_layers=_timed_layers(report),
             gate_command=_gate_command(report),
             files=tuple((artifact, _files(artifact)) for artifact in report.artifacts),
+            beside=attack_lines(report.robustness),
             names={artifact.sha256: artifact.path for artifact in report.artifacts},
         )
     )

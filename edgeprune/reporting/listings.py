@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeprune.records import Certified, Environment, LatencyStats, Proportion, RefusalRecord, Unmeasured
+from edgeprune.reporting.attacked import unfinished
 from edgeprune.robustness.suites import effort
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def print_attacked(found: Attacked, console: Console) -> None:
     console.print(
         f"{result.fell} fell, {result.rounded} of them still after rounding to 8 bits; {result.rejected} claims refused"
     )
+    if result.unfinished:
+        console.print(unfinished("one", result).replace("the one file", "the file"), markup=False)
     for warning in found.warnings:
         console.print(Text(f"inconclusive: {warning}", "yellow"))
 

@@ -11,6 +11,7 @@ import re
 from edgeprune.records import RefusalRecord, Report, Unmeasured, Verdict
 from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
+from edgeprune.reporting.attacked import attack_lines
 from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.reporting.view import (
     Change,
@@ -44,6 +45,7 @@ def markdown(report: Report) -> str:
         _warnings(report),
         _folded("Security curve", _curve(report)),
         _folded("Thin ice", _thin_ice(report)),
+        _folded("Beside the attack", _beside(report)),
         _folded("Flips, image by image", _flips(report)),
         _folded("MACs and milliseconds", "\n".join(f"- {text(line)}" for line in payoff(report))),
         _folded(f"Pruned in {len(report.steps) + 1} steps", _steps(report)),
@@ -125,6 +127,10 @@ def _warnings(report: Report) -> str:
     lines = [f"> {text(line)}" for line in dict.fromkeys(found)]
     more = [f"> and {len(lines) - _MANY} more, in report.html"] if len(lines) > _MANY else []
     return "\n>\n".join(lines[:_MANY] + more)
+
+
+def _beside(report: Report) -> str:
+    return "\n".join(f"- {name}: {text(line)}" for name, line in attack_lines(report.robustness))
 
 
 def _flips(report: Report) -> str:

@@ -9,6 +9,7 @@ from rich.text import Text
 from edgeprune.records import Report, Verdict
 from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
+from edgeprune.reporting.attacked import attack_lines
 from edgeprune.reporting.view import Change, Figure, changes, headline, judged, loose_flags, pieces, remedies
 
 _STYLES = {"pass": "green", "fail": "bold red", "stale": "bold red", "missing": "bold red", "inconclusive": "yellow"}
@@ -26,6 +27,8 @@ def print_summary(report: Report, console: Console) -> None:
     console.print(Text.assemble((plain(report.model.name), "bold"), f" for {plain(report.target.name)}"))
     console.print(table)
     for name, line in ice.summary(report):
+        _print_hanging(f"{name}: ", line, console)
+    for name, line in attack_lines(report.robustness):
         _print_hanging(f"{name}: ", line, console)
     for line in report.warnings:
         _print_hanging("note: ", line, console)
