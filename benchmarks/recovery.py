@@ -1,7 +1,7 @@
 """What recovery wins back, in the same minutes as a plain loop on stock pruning: file by file, seed by seed.
 
     python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
-        [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500]
+        [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500] [--estimate]
     python benchmarks/recovery.py --shared DIR --throughput
 
 The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
@@ -9,7 +9,10 @@ a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float
 same speed-up, then each recipe for as many seconds as the plain loop took on the same seed. All end as exported files:
 clean accuracy and robust accuracy (`--attack`, the standard suite unless told) are the file's, in ONNX Runtime, on test
 images; the speed-up is measured against the dense file. Prints a table and writes JSON after every run; what is in the
-file is not done again.
+file is not done again. The recipe is distill, and robust-distill as well where the network was trained for robustness.
+
+--estimate: how many runs are missing, and for about how long, by the wall time of those in the file; nothing is run.
+Keyword spotting has one file of 500 patterns: 350 are for training, 150 for the figures.
 
 --throughput: images a second of the plain loop and of ours, distilling into cifar10_resnet20_A, interleaved, one run.
 --unlabelled N: every recipe that needs no labels, on N images without them, in place of the comparison.
@@ -57,12 +60,31 @@ from edgeprune.robustness import evaluate
 from edgeprune.robustness.twin.source import EXPORTED_MODULE, Gradients
 from edgeprune.types import Goal, ModelBundle, Split
 
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Files (training, test), input shape, epsilon in units of the input, and its bounds."""
+
+    train: str
+    test: str
+    shape: tuple[int, int, int]
+    eps: str
+    bounds: tuple[float, float] = (0.0, 1.0)
+    recipes: tuple[str, ...] = ("distill",)
+
+
+_BOTH = ("distill", "robust-distill")
+_MFCC, _ZERO = 0.5847029, 83  # of the keyword network's int8 input
 CASES = {
-    "gtsrb_net_std": ("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255"),
-    "gtsrb_net_adv": ("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255"),
-    "cifar10_resnet20_A": ("cifar10_train4k.npz", "cifar10_test_a.npz", (3, 32, 32), "2/255"),
-    "mnist_robust_cnn_a_adv": ("mnist.npz", "mnist.npz", (1, 28, 28), "0.3"),
+    "gtsrb_net_std": Source("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255"),
+    "gtsrb_net_adv": Source("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255", recipes=_BOTH),
+    "cifar10_resnet20_A": Source("cifar10_train4k.npz", "cifar10_test_a.npz", (3, 32, 32), "2/255"),
+    "kws_dscnn_mlperftiny": Source(
+        "kws_a.npz", "kws_a.npz", (1, 49, 10), "1", (-(128 + _ZERO) * _MFCC, (127 - _ZERO) * _MFCC)
+    ),
+    "mnist_robust_cnn_a_adv": Source("mnist.npz", "mnist.npz", (1, 28, 28), "0.3", recipes=_BOTH),
 }
+_KWS_TRAIN = 350
 PLAIN = "plain loop on torch-pruning uniform"
 _PEAK, _EPOCHS, _BATCH, _TEMPERATURE = 0.05, 6, 128, 4.0
 
@@ -77,6 +99,7 @@ class Case:
     test: Split
     range: Range
     attack: AttackConfig
+    recipes: tuple[str, ...]
 
 
 def opened(name: str, options: argparse.Namespace) -> Case:
@@ -84,19 +107,36 @@ def opened(name: str, options: argparse.Namespace) -> Case:
     sys.path.insert(0, str(options.shared / "models"))
     import nets
 
-    train_file, test_file, shape, eps = CASES[name]
+    source = CASES[name]
     path = options.out.parent / f"{name}.pt"
     if not path.exists():
         nets.save_pt(name, path, "module")
-    dense = load(path, ModelConfig(trust=("nets",), input_shape=shape))
-    files = [str(options.shared / "data" / file) for file in (train_file, test_file)]
+    dense = load(path, ModelConfig(trust=("nets",), input_shape=source.shape, bounds=source.bounds))
+    files = [str(options.shared / "data" / file) for file in (source.train, source.test)]
+    if name.startswith("kws"):
+        files = [str(options.out.parent / "kws.npz")] * 2
+        keywords(options.shared / "data" / source.train, Path(files[0]), source.bounds)
     config = DataConfig.model_validate(dict(zip(("train", "test"), files, strict=True)))
     train = open_split(str(config.train), "train", dense)
     test = open_split(str(config.test), "test", dense)
     images = test.source.read(test.ids[:256])
-    attack = AttackConfig(attack=options.attack, eps=eps, samples=options.samples)
-    return Case(
-        name, dense, train, test, Range(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0), attack
+    attack = AttackConfig(attack=options.attack, eps=source.eps, samples=min(options.samples, len(test)))
+    timing = Range(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0)
+    return Case(name, dense, train, test, timing, attack, options.recipes or source.recipes)
+
+
+def keywords(source: Path, path: Path, bounds: tuple[float, float]) -> None:
+    """MFCC patterns as floats, drawn into a training and a test part, in one file."""
+    with np.load(source) as arrays:
+        patterns = ((arrays["mfcc_int8"].astype(np.float32) - _ZERO) * np.float32(_MFCC)).clip(*bounds)[:, None]
+        labels, order = arrays["labels"], np.random.default_rng(0).permutation(len(patterns))
+    train, test = order[:_KWS_TRAIN], order[_KWS_TRAIN:]
+    np.savez(
+        path,
+        train_images=patterns[train].astype(np.float32),
+        train_labels=labels[train],
+        test_images=patterns[test].astype(np.float32),
+        test_labels=labels[test],
     )
 
 
@@ -211,7 +251,7 @@ def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], co
                 return {**judged(case, found, seed), "seconds": seconds}
 
             allowed = store(options, results, f"{head} / {PLAIN}", str(seed), plain)["seconds"] / 60
-            for recipe in options.recipes:
+            for recipe in case.recipes:
                 settings = configured(recipe, case, minutes=allowed)
                 task = Task(settings, case.train, seed, kept=kept)
                 store(
@@ -248,7 +288,8 @@ def store(options: argparse.Namespace, results: dict[str, Any], key: str, seed: 
     """The result under this key and seed: the one in the file, or a new one, written at once."""
     runs: dict[str, Any] = results.setdefault(key, {})
     if seed not in runs:
-        runs[seed] = work()
+        started = time.perf_counter()
+        runs[seed] = {**work(), "wall": time.perf_counter() - started}
         options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return dict(runs[seed])
 
@@ -308,6 +349,19 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def estimate(options: argparse.Namespace, results: dict[str, Any]) -> str:
+    """Runs that are missing, and their wall time by the mean of those that were made of the same network."""
+    lines = []
+    for name in options.networks:
+        arms = (4 if options.unlabelled else 1 + len(options.recipes or CASES[name].recipes)) * len(options.seeds)
+        planned = arms if options.unlabelled else 1 + arms * len(options.speedups)
+        walls = [run["wall"] for key, runs in results.items() if key.startswith(name) for run in runs.values()]
+        missing = max(0, planned - len(walls))
+        said = f"about {missing * statistics.mean(walls) / 60:.0f} min" if walls else "none was made to go by"
+        lines.append(f"{name:24} {missing:3} runs missing, {said}")
+    return "\n".join(lines)
+
+
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -315,10 +369,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("recovery.json"))
     parser.add_argument("--networks", type=lambda text: text.split(","), default=list(CASES))
     parser.add_argument("--speedups", type=lambda text: [float(part) for part in text.split(",")], default=[2.0, 2.8])
-    parser.add_argument("--recipes", type=lambda text: text.split(","), default=["distill", "robust-distill"])
+    parser.add_argument("--recipes", type=lambda text: tuple(text.split(",")), default=(), help="for every network")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--attack", default="standard")
-    parser.add_argument("--samples", type=int, default=500, help="test images that are attacked")
+    parser.add_argument("--samples", type=int, default=300, help="test images that are attacked")
+    parser.add_argument("--estimate", action="store_true", help="print what is missing, and about how long it takes")
     parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
     parser.add_argument("--epochs", type=int, default=30, help="with --unlabelled")
     parser.add_argument("--throughput", action="store_true")
@@ -338,6 +393,9 @@ def main() -> None:
 
     console = TerminalConsole(Console(stderr=True))
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.estimate:
+        print(estimate(options, results))
+        return
     for name in options.networks:
         case = opened(name, options)
         with console.task(name):

@@ -202,6 +202,26 @@ def test_perturbed_images_weigh_alone_when_they_are_to(teacher: ModelBundle) -> 
 # ---------------------------------------------------------------------------------------------------- images
 
 
+def test_images_move_in_natural_recipes_and_where_told() -> None:
+    assert [settings(each).shifts for each in ("distill", "finetune")] == [True, True]
+    assert not settings("robust-distill", eps="8/255").shifts
+    assert settings("robust-distill", eps="8/255", augment="shift").shifts
+    assert not settings("distill", augment="none").shifts
+
+
+def test_a_robust_training_begins_on_images_as_they_are() -> None:
+    images = images_of(data(32), "cpu")
+    network, labels = pruned().network().train(), torch.from_numpy(data(32).labels())
+    one, other = (settings(each, eps="8/255", augment="none") for each in ("adversarial", "finetune"))
+    losses = [
+        float(
+            Lesson(each, images, labels, None, (0.0, 1.0)).loss(network, np.arange(32), 0, torch.Generator()).detach()
+        )
+        for each in (one, other)
+    ]
+    assert losses[0] == losses[1]
+
+
 def test_shifted_image_is_a_window_of_the_padded_one() -> None:
     images = torch.rand(5, 2, 16, 16, generator=torch.Generator().manual_seed(0))
     moved = shifted(images, torch.Generator().manual_seed(1))

@@ -236,6 +236,17 @@ def test_progress_says_speed_and_the_time_to_go() -> None:
 # ----------------------------------------------------------------------------------------------------- precision
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "said"), [("cpu", 1, ""), ("cpu", 2, "on several threads"), ("cuda:0", 1, "on cuda:0")]
+)
+def test_resumption_that_is_not_bit_equal_says_so(
+    monkeypatch: pytest.MonkeyPatch, device: str, threads: int, said: str
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    notes = training._taken_up(3, settings(), device)
+    assert (said in notes[0]) if said else notes == []
+
+
 def test_precision_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = {"float32": 0.10, "bfloat16": 0.05}
     monkeypatch.setattr("edgeprune.recovery.precision._seconds", lambda device, step, each: costs[each])

@@ -64,7 +64,7 @@ class Lesson:
             return (1 - weight) * near + weight * far
 
     def _augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        if self.settings.augment == "shift":
+        if self.settings.shifts:
             images = shifted(images, generator)
         return mirrored(images, generator) if self.settings.flip else images
 
@@ -91,7 +91,7 @@ def teacher_of(network: nn.Module, settings: RecoverConfig, images: Images) -> T
     if settings.recipe not in _TAUGHT:
         return None
     teacher = Teacher(network, images.device)
-    if settings.augment == "none" and not settings.flip:
+    if not settings.shifts and not settings.flip and images.held is not None:
         every = np.arange(len(images))
         parts = np.array_split(every, max(1, len(every) // settings.batch_size))
         return replace(teacher, kept=torch.cat([teacher(images.batch(part), part) for part in parts]))

@@ -56,8 +56,10 @@ class RecoverConfig(Section):
         0.0, "Decay of the weights' running mean, which is what is kept (0: none).", flag="recover-average", ge=0, lt=1
     )
     clip: float = setting(5.0, "Longest gradient; longer ones are shortened.", flag="recover-clip", gt=0)
-    augment: Literal["shift", "none"] = setting(
-        "shift", "shift: images move by up to a sixteenth of their size, edges repeated.", flag="recover-augment"
+    augment: Literal["shift", "none"] | None = setting(
+        None,
+        "shift: images move by up to a sixteenth of their size, edges repeated (default: unless they are perturbed).",
+        flag="recover-augment",
     )
     flip: bool = setting(False, "Mirror half of the images (never signs or digits).", flag="recover-flip")
     patience: int | None = setting(
@@ -103,6 +105,11 @@ class RecoverConfig(Section):
     def trains(self) -> bool:
         """Whether there are training steps, and not only what has a closed form."""
         return self.recipe not in ("none", "calibrate")
+
+    @property
+    def shifts(self) -> bool:
+        """Whether images move: in natural recipes, unless told; a perturbation is augmentation enough."""
+        return not self.robust if self.augment is None else self.augment == "shift"
 
     @property
     def fits(self) -> bool:

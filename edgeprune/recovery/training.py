@@ -122,7 +122,7 @@ def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
         network.load_state_dict(found.network)
         optimizer.load_state_dict(found.optimizer)
         course = Course(**found.course)
-        course.notes += _taken_up(found.epoch, settings)
+        course.notes += _taken_up(found.epoch, settings, device)
         return Learner(network, optimizer, found.average, course, found.best_network, found.epoch)
     began = time.perf_counter()
     course = Course(_precision(network, workshop), settings.adversary_steps)
@@ -135,12 +135,13 @@ def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
     return learner
 
 
-def _taken_up(epoch: int, settings: RecoverConfig) -> list[str]:
+def _taken_up(epoch: int, settings: RecoverConfig, device: str) -> list[str]:
     """What is to be said about a training that goes on after a stop; nothing where it ends as if there was none."""
     if settings.minutes is not None:
         return [f"taken up again after epoch {epoch}, with the minutes that were left"]
-    if torch.get_num_threads() > 1:
-        return [f"taken up again after epoch {epoch}, on several threads: the weights are the same within noise only"]
+    if torch.device(device).type != "cpu" or torch.get_num_threads() > 1:
+        where = "several threads" if torch.device(device).type == "cpu" else device  # neither adds in a fixed order
+        return [f"taken up again after epoch {epoch}, on {where}: the weights are the same within noise only"]
     return []
 
 
