@@ -24,7 +24,10 @@ def sweep(
     *,
     flags: Flags,
 ) -> None:
-    """Compress with many settings: commas part the values of [prune] and [recover] (--speedup 1.5,2,3)."""
+    """Compress with many settings, and find the front: commas part values of pruning and recovery (--speedup 1.5,2,3).
+
+    Each combination is a run of its own in runs/MODEL-TARGET-sweep (--out). The same command goes on where it stopped.
+    """
     from rich.console import Console
 
     from edgeprune.console import TerminalConsole

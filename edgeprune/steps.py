@@ -232,8 +232,7 @@ class Run:
         """
         from edgeprune.environment import environment
 
-        made = {**inputs, "versions": self._versions, "edgeprune": environment().edgeprune}
-        made |= {"cpu": environment().cpu if self._timed else None}
+        made = {**inputs, "versions": self._versions, "cpu": environment().cpu if self._timed else None}
         return lambda: self.shared.piece("plan", Planned, made, self.folder.path, work)
 
     def gradients(self, exported: Exported, side: Side, split: Split) -> Gradients:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import tiny
 from conftest import Command
+from typer.main import get_command
 
 import edgeprune as package
+from edgeprune.cli import app
 from edgeprune.config import load_config
 from edgeprune.keys import code_of
 from edgeprune.pipeline import run_folder
@@ -97,6 +99,15 @@ def test_no_command_prints_the_help(edgeprune: Command) -> None:
     said = edgeprune()
     assert "Usage: edgeprune" in said.out + said.err
     assert "Exit codes" in said.out + said.err
+
+
+def test_no_help_has_words_in_brackets_that_a_terminal_takes_for_markup(edgeprune: Command) -> None:
+    """[prune] in a help text would not be shown."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    texts = [text for each in commands.values() for text in (each.help, *(item.help for item in each.params))]
+    assert len(texts) > 300
+    assert [text for text in texts if re.search(r"\[[a-z#/@]", text or "")] == []
+    assert "commas part values of pruning and recovery" in " ".join(edgeprune("sweep", "--help").out.split())
 
 
 # ---------------------------------------------------------------------------------------------------- compress
