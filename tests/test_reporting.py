@@ -303,8 +303,11 @@ def test_an_inconclusive_attack_is_said_where_its_numbers_stand() -> None:
 
 
 def test_commands_in_remedies_are_set_as_code_and_escaped() -> None:
-    shown = commands("aim at --speedup 1.7, run `edgeprune attack <b>`")
-    assert shown == "aim at <code>--speedup 1.7</code>, run <code>edgeprune attack &lt;b&gt;</code>"
+    shown = commands("aim at --speedup 1.7, run `edgeprune attack <b> --eps 1`")
+    flag = '<code class="flag">--speedup 1.7</code>'
+    assert shown == f"aim at {flag}, run <code>edgeprune attack &lt;b&gt; --eps 1</code>"
+    assert commands("--runtimes a1,b2 first") == '<code class="flag">--runtimes a1,b2</code> first'
+    assert commands("a ` b") == "a ` b"
 
 
 def test_small_text_filters() -> None:

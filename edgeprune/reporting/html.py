@@ -126,9 +126,20 @@ def tight(text: str) -> str:
 
 
 def commands(text: str) -> Markup:
-    """Escaped text in which `commands` and --flags 1 are set as code."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*(?: [0-9.]*[0-9])?)", r"<code>\1</code>", marked))
+    """Escaped text in which `commands` and --flags 1 are set as code, a flag in one line with its value."""
+    *parts, last = str(escape(text)).split("`")
+    if len(parts) % 2:  # a backquote without its fellow is only a character
+        last = f"{parts.pop()}`{last}"
+    made = [f"<code>{part}</code>" if place % 2 else _flagged(part) for place, part in enumerate((*parts, last))]
+    return Markup("".join(made))
+
+
+def _flagged(text: str) -> str:
+    return re.sub(
+        r"(?<![\w-])(--[a-z][a-z-]*(?: (?:[0-9.]*[0-9]m?|[a-z0-9]+(?:,[a-z0-9]+)+)\b)?)",
+        r'<code class="flag">\1</code>',
+        text,
+    )
 
 
 def _unmeasured(value: object) -> bool:
