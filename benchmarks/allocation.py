@@ -1,16 +1,18 @@
 """Accuracy at the same measured latency: edgeprune's allocation beside torch-pruning's, network by network.
 
     python benchmarks/allocation.py --shared DIR --out allocation.json [--networks gtsrb_net_std,resnet18]
-        [--arms ours,tp-uniform-8] [--seeds 0,1,2] [--runtime onnxruntime] [--speedup 2.4] [--epochs 6]
+        [--arms ours,tp-uniform-8] [--seeds 0,1,2] [--runtime onnxruntime] [--speedup 2] [--epochs 6]
+        [--phases plan,train,measure]
 
 Every arm aims at the same speed-up, measured on exported files before recovery (`edgeprune.pruning.aim`): edgeprune
 through its plans, torch-pruning by its pruning ratio. What comes out takes the same path: the same recovery for each
-seed, export, clean accuracy of the file in its runtime, and the full protocol against the dense file. Networks with
-random weights have no accuracy: the share of the squared weights that stays, averaged over layers, stands in its place.
+seed, export, clean accuracy of the file in its runtime, and the full protocol against the dense file (once an arm: the
+weights of a seed do not change what it costs). Networks with random weights have no accuracy: the share of the squared
+weights that stays, averaged over layers, stands in its place. An arm whose network does not run is reported as such.
 
-DIR holds `models/` (with `nets.py`) and `data/`; torchvision is needed for mobilenet_v2 and resnet18 only. What is in
-the JSON file is not done again, so that a long comparison can be made in pieces. Prints a table and writes JSON after
-every run.
+The phases may run apart: `plan` and `measure` want a quiet machine, `train` does not. DIR holds `models/` (with
+`nets.py`) and `data/`; torchvision is needed for mobilenet_v2 and resnet18 only. What is in the JSON file, and the
+networks beside it, are not made again. Prints a table and writes JSON after every step.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from edgeprune.pruning.aim import aim_among
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import apply
+from edgeprune.records import LatencyFile, Side
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.robustness import evaluate
 from edgeprune.types import Goal, ModelBundle, Split
@@ -91,7 +94,9 @@ def opened(name: str, options: argparse.Namespace, console: TerminalConsole) -> 
         path = options.out.parent / f"{name}.pt"
         if not path.exists():
             nets.save_pt(name, path, "module")
-        dense = load(path, ModelConfig(trust=("nets",), input_shape=(3, 32, 32)))
+        known = json.loads((options.shared / "models" / f"{name}.json").read_text())
+        scale = {key: tuple(known[key]) for key in ("mean", "std")}
+        dense = load(path, ModelConfig(trust=("nets",), input_shape=(3, 32, 32), **scale))
         files = (str(options.shared / "data" / file) for file in DATA[name.partition("_")[0]])
         config = DataConfig.model_validate(dict(zip(("train", "test"), files, strict=True)))
         train = open_split(str(config.train), "train", dense)
@@ -165,56 +170,119 @@ def kept_weights(pruned: ModelBundle, dense: ModelBundle) -> float:
     return mean(shares)
 
 
-def judged(case: Case, pruned: ModelBundle, seed: int, epochs: int, runtime: str) -> dict[str, Any]:
-    """Recover, export, measure: the figures of one pruned network and seed."""
-    found: dict[str, Any] = {"kept_weights": kept_weights(pruned, case.dense)}
-    if case.train is not None:
-        task = Task(RecoverConfig(epochs=epochs), case.train, seed)
-        pruned, _ = recover(pruned, case.dense, task)
-    share = macs(pruned.module, pruned.input_shape) / macs(case.dense.module, pruned.input_shape)
-    images = case.range.images
+class Study:
+    """The results so far: a JSON file, and beside it the networks that an arm left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def note(self, key: str, part: str, figures: dict[str, Any]) -> None:
+        """Add to what is known of one arm, and write it: another process may have added something, too."""
+        if self.path.exists():
+            self.found = json.loads(self.path.read_text())
+        self.found.setdefault(key, {}).setdefault(part, {}).update(figures)
+        self.path.write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
+
+    def has(self, key: str, part: str) -> bool:
+        """Is this part of the arm done?"""
+        return part in self.found.get(key, {})
+
+    def file(self, key: str, seed: str = "") -> Path:
+        """Where a network of the arm lies."""
+        name = "".join(each if each.isalnum() else "-" for each in f"{key} {seed}".strip())
+        return self.path.parent / f"{self.path.stem}-networks" / f"{name}.pt"
+
+
+def plan(study: Study, case: Case, key: str, arm: str, speedup: float) -> None:
+    """Cut the network for the goal; what it lost. An arm that breaks the network is noted with its error."""
+    started, goal = time.perf_counter(), Goal("speedup", speedup)
+    choose: Callable[..., ModelBundle] = ours if arm in OURS else aimed_peer
+    try:
+        pruned = choose(case, goal, (OURS | PEERS)[arm])
+        share = macs(pruned.module, pruned.input_shape) / macs(case.dense.module, pruned.input_shape)
+    except Exception as error:  # a peer may cut a network so that it no longer runs: that is its result
+        if arm in OURS:
+            raise
+        study.note(key, "plan", {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+        return
+    path = study.file(key)
+    path.parent.mkdir(exist_ok=True)
+    torch.save(pruned.module, path)
+    figures = {"macs": share, "kept_weights": kept_weights(pruned, case.dense)}
+    study.note(key, "plan", {**figures, "planning_s": time.perf_counter() - started})
+
+
+def opened_arm(study: Study, case: Case, key: str, seed: str = "") -> ModelBundle:
+    """The network that an arm left, recovered with a seed or not."""
+    module = torch.load(study.file(key, seed), weights_only=False)  # our own file
+    return dataclasses.replace(case.dense, module=module.eval(), digest=digest(module))
+
+
+def train(study: Study, case: Case, key: str, seed: str, epochs: int) -> None:
+    """Recover the arm's network, export it, and find the accuracy of the file in the runtime."""
+    assert case.train
+    assert case.test
+    task = Task(RecoverConfig(epochs=epochs), case.train, int(seed))
+    pruned, _ = recover(opened_arm(study, case, key), case.dense, task)
+    torch.save(pruned.module, study.file(key, seed))
+    wanted = protocols.find("runtime", case.range.settings.runtimes[0])
     with tempfile.TemporaryDirectory() as name:
-        root, files = Path(name), {}
-        wanted = protocols.find("runtime", runtime)
-        for side, bundle in (("dense", case.dense), ("compressed", pruned)):
-            made = export_network(bundle, Destination(root, side, side), (runtime,), images, case.range.inputs)
-            files[side] = timed_file(root, next(a for a in made.artifacts if a.format == wanted.format))
-        timed = measure(
-            files["dense"],
-            files["compressed"],
-            runtime,
+        session = wanted.open(Path(exported(case, pruned, "compressed", Path(name)).path), threads=1)
+        accuracy = float((evaluate.predict(session, case.test) == case.test.labels()).mean())
+    study.note(key, "accuracy", {seed: accuracy})
+
+
+def exported(case: Case, bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
+    """The file of one side for the case's runtime."""
+    wanted = protocols.find("runtime", case.range.settings.runtimes[0])
+    made = export_network(bundle, Destination(root, side, side), (wanted.name,), case.range.images, case.range.inputs)
+    return timed_file(root, next(a for a in made.artifacts if a.format == wanted.format))
+
+
+def clocked(study: Study, case: Case, key: str, seed: str) -> None:
+    """The full protocol for the arm's file against the dense one."""
+    pruned = opened_arm(study, case, key, seed)
+    settings, images = case.range.settings, case.range.images
+    with tempfile.TemporaryDirectory() as name:
+        files = [exported(case, b, side, Path(name)) for b, side in ((case.dense, "dense"), (pruned, "compressed"))]
+        found = measure(
+            *files,
+            settings.runtimes[0],
             images,
-            case.range.settings,
+            settings,
             bench=Bench("cpu"),
-            seed=seed,
+            seed=0,
             progress=lambda *_: None,
         )
-        assert timed.speedup
-        ratio = timed.speedup.value
-        interval = [timed.speedup.interval.low, timed.speedup.interval.high]
-        found |= {"speedup": ratio, "interval": interval, "verdict": timed.verdict, "macs": share}
-        found["realised"] = ratio * share
-        if case.test is not None:
-            session = wanted.open(Path(files["compressed"].path), threads=1)
-            found["accuracy"] = float((evaluate.predict(session, case.test) == case.test.labels()).mean())
-    return found
+    assert found.speedup
+    interval = [found.speedup.interval.low, found.speedup.interval.high]
+    study.note(key, "latency", {"speedup": found.speedup.value, "interval": interval, "verdict": found.verdict})
 
 
-def table(results: dict[str, Any]) -> str:
-    """A line for each network, runtime, goal and arm: means over its seeds."""
-    head = f"{'speed-up':>8} {'realised':>8} {'MACs':>6} {'kept':>6} {'accuracy':>8}"
-    lines = [f"{'network / runtime / goal / arm':58} {'seeds':>5} {head}"]
-    for key, runs in sorted(results.items()):
-        each = list(runs.values())
-        accuracy = f"{mean(r['accuracy'] for r in each):8.2%}" if "accuracy" in each[0] else "       -"
-        figures = [mean(run[name] for run in each) for name in ("speedup", "realised", "macs", "kept_weights")]
-        speedup, realised, share, kept = figures
-        lines.append(f"{key:58} {len(each):5} {speedup:7.2f}x {realised:8.2f} {share:6.1%} {kept:6.1%} {accuracy}")
+def table(found: dict[str, Any]) -> str:
+    """A line for each network, runtime, goal and arm: accuracy is the mean over its seeds."""
+    head = f"{'speed-up':>8} {'interval':>14} {'realised':>8} {'MACs':>6} {'kept':>6} {'planned':>7} {'accuracy':>8}"
+    lines = [f"{'network / runtime / goal / arm':58} {head}  seeds"]
+    for key, arm in sorted(found.items()):
+        planned, latency, accuracy = (arm.get(part, {}) for part in ("plan", "latency", "accuracy"))
+        if "failed" in planned:
+            lines.append(f"{key:58} no network: {planned['failed'][:80]}")
+            continue
+        line = f"{key:58} "
+        if latency:
+            low, high = latency["interval"]
+            line += f"{latency['speedup']:7.2f}x {low:6.2f} - {high:5.2f} {latency['speedup'] * planned['macs']:8.2f} "
+        else:
+            line += f"{'-':>8} {'-':>14} {'-':>8} "
+        line += f"{planned['macs']:6.1%} {planned['kept_weights']:6.1%} {planned['planning_s']:6.0f}s "
+        line += f"{mean(accuracy.values()):8.2%}  {len(accuracy)}" if accuracy else f"{'-':>8}  0"
+        lines.append(line)
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Parse, run what is missing, write after each run, print."""
+    """Parse, do what is missing of the phases asked for, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
     parser.add_argument("--out", type=Path, default=Path("allocation.json"))
@@ -222,33 +290,32 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join((*OURS, *PEERS)))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--runtime", default="onnxruntime")
-    parser.add_argument("--speedup", type=float, default=2.4)
+    parser.add_argument("--speedup", type=float, default=2.0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--criterion", default="l2")
+    parser.add_argument("--phases", default="plan,train,measure")
     options = parser.parse_args()
     from rich.console import Console
 
     torch.set_num_threads(1)
-    console = TerminalConsole(Console(stderr=True))
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for name in options.networks.split(","):
-        case = opened(name, options, console)
-        for arm in options.arms.split(","):
-            key = f"{name} / {options.runtime} / {options.speedup:g}x / {arm}"
-            seeds = options.seeds.split(",") if name not in RANDOM else ["0"]
-            missing = [seed for seed in seeds if seed not in results.get(key, {})]
-            if not missing:
-                continue
-            started, goal = time.perf_counter(), Goal("speedup", options.speedup)
-            choose: Callable[..., ModelBundle] = ours if arm in OURS else aimed_peer
-            pruned = choose(case, goal, (OURS | PEERS)[arm])
-            planned_s = time.perf_counter() - started
-            for seed in missing:
-                with console.task(f"{key}, seed {seed}"):
-                    found = judged(case, pruned, int(seed), options.epochs, options.runtime)
-                results.setdefault(key, {})[seed] = {**found, "planning_s": planned_s}
-                options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(table(results))
+    console, study, seeds = TerminalConsole(Console(stderr=True)), Study(options.out), options.seeds.split(",")
+    for phase in options.phases.split(","):
+        for name in options.networks.split(","):
+            case = opened(name, options, console)
+            for arm in options.arms.split(","):
+                key = f"{name} / {options.runtime} / {options.speedup:g}x / {arm}"
+                with console.task(f"{phase}: {key}"):
+                    if phase == "plan" and not study.has(key, "plan"):
+                        plan(study, case, key, arm, options.speedup)
+                    if not study.file(key).exists():
+                        continue
+                    known = study.found[key].get("accuracy", {})
+                    for seed in seeds if phase == "train" and case.test else ():
+                        if seed not in known:
+                            train(study, case, key, seed, options.epochs)
+                    if phase == "measure" and not study.has(key, "latency"):
+                        clocked(study, case, key, seeds[0] if case.test else "")
+    print(table(study.found))
 
 
 if __name__ == "__main__":
