@@ -176,7 +176,7 @@ def test_collapse_is_taken_back_and_goes_on_with_two_steps(monkeypatch: pytest.M
     steps: list[int] = []
     plain = training._epoch
 
-    def stood(self: Jury, network: object, steps: int) -> float:
+    def stood(self: Jury, network: object, steps: int, most: int = 0) -> float:
         calls.append(steps)
         return 0.9 if steps == 1 or len(calls) < 4 else 0.1  # the second look at PGD finds nothing standing
 

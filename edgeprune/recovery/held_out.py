@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeprune.types import Ints
 
 _SHARE, _MOST = 0.1, 1000
-_ATTACKED, _BATCH = 200, 256
+_ATTACKED, _BATCH = 128, 256
 
 
 def hold_out(split: Split, seed: int) -> tuple[Split, Split]:
@@ -82,7 +82,7 @@ class Judged:
 class Jury:
     """Judges networks (pixels to logits) on the held-out images. `wanted`: int64 (N,), labels or their stand-ins.
 
-    The first 200 images are also attacked, by PGD with 10 steps, where there is an `adversary` to go by.
+    Up to 128 images are also attacked, by PGD with 10 steps, where there is an `adversary` to go by.
     """
 
     split: Split
@@ -117,12 +117,12 @@ class Jury:
                 total += float(nn.functional.kl_div(given, wanted, reduction="sum", log_target=True))
         return total / len(self.split)
 
-    def under_attack(self, network: nn.Module, steps: int) -> float | None:
-        """Share of up to 200 images that stand against so many steps; None without images or an adversary."""
+    def under_attack(self, network: nn.Module, steps: int, most: int = _ATTACKED) -> float | None:
+        """Share of up to `most` images that stand against so many steps; None without images or an adversary."""
         if self.adversary is None or not len(self.split):
             return None
         adversary = dataclasses.replace(self.adversary, steps=steps)
-        chosen = np.random.default_rng(self.seed).permutation(len(self.split))[:_ATTACKED]
+        chosen = np.random.default_rng(self.seed).permutation(len(self.split))[:most]
         images = on_device(self.split.source.read(self.split.ids[chosen]), self.device)
         wanted = self.wanted[torch.from_numpy(chosen)].to(self.device)
         generator = torch.Generator().manual_seed(self.seed)

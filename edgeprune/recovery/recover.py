@@ -93,7 +93,7 @@ def recover(
         workshop = dataclasses.replace(workshop, before=time.perf_counter() - started, look=look)
         trained = train(network, start, workshop, progress)
         network.load_state_dict(trained.state)
-    after = jury.judge(network, robust=settings.trains)
+    after = trained.judged if trained and settings.robust else jury.judge(network, robust=settings.trains)
     network.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     for name, parameter in student.module.named_parameters():
         parameter.requires_grad_(pruned.module.get_parameter(name).requires_grad)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import RecoveryError
-from edgeprune.recovery.adversary import collapsed
+from edgeprune.recovery.adversary import CHECK_STEPS, collapsed
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from edgeprune.recovery.held_out import Judged, Jury
@@ -37,7 +37,8 @@ from edgeprune.types import Progress
 _LOWER = 0.1
 _EXPLODED, _WATCHED = 20.0, 8  # times the loss of the first steps, over so many steps
 _SAFER_STEPS = 2
-_SETTLED = 0.6  # of the schedule: before that the rate is high, and no state is worth a look of the jury
+_SETTLED = 0.8  # of the schedule: before that the rate is high, and no state is worth a look of the jury
+_GLANCE = 64  # images that tell a collapse, which is total, in every epoch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +46,7 @@ class Workshop:
     """What a training works with: its lesson, who judges, seed, and where checkpoints go (under which key).
 
     `before`: seconds that recovery took before its training, which a budget of minutes covers, too; `look`: seconds
-    that the jury takes for a look.
+    that the jury takes for a look, the last of which a budget of minutes covers.
     """
 
     lesson: Lesson
@@ -82,8 +83,8 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
     lesson = replace(workshop.lesson, precision=course.precision)
     with _own_randomness(lesson.images.device):
         workshop = replace(workshop, lesson=lesson)
-        if course.reserve is None:  # the last look in training, and the one after it
-            course.reserve = 0.0 if settings.minutes is None else 2 * workshop.look
+        if course.reserve is None:  # for the last look
+            course.reserve = 0.0 if settings.minutes is None else workshop.look
         pace = Pace.of(settings, course.spent, course.reserve)
         while not pace.over(learner.epoch, course.spent) and not _tired(course, settings.patience):
             saved = learner.snapshot()
@@ -244,7 +245,7 @@ def _overfitted(learner: Learner, workshop: Workshop, done: float) -> bool:
     if not settings.robust or course.steps > 1 or done <= settings.natural_share:
         return False
     learner.network.eval()
-    single, pgd = (workshop.jury.under_attack(learner.network, steps) for steps in (1, 10))
+    single, pgd = (workshop.jury.under_attack(learner.network, steps, _GLANCE) for steps in (1, CHECK_STEPS))
     if single is None or pgd is None:
         return False
     if collapsed(single, pgd, course.best_robust):
