@@ -221,15 +221,21 @@ def attack(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, or its report.json.", show_default=False)],
-    formats: Annotated[str, typer.Option("--format", help="Which renderings: html, md, junit.")] = "html,md",
+    run: Annotated[Path, typer.Argument(help="A run folder or its report.json; a sweep's.", show_default=False)],
+    formats: Annotated[
+        str, typer.Option("--format", help="Which renderings: html, md, junit (a run's alone).")
+    ] = "html,md",
 ) -> None:
-    """Render a finished run's report again."""
+    """Render a finished run's report, or a sweep's, again."""
     from edgeprune.records import Report, read_record
     from edgeprune.reporting import render
+    from edgeprune.reporting.sweep import render_sweep, sweep_of
 
-    path = _report_of(run)
     wanted = tuple(part.strip() for part in formats.split(",") if part.strip())
+    if (swept := sweep_of(run)) is not None:
+        typer.echo("\n".join(map(str, render_sweep(swept, wanted))))
+        return
+    path = _report_of(run)
     for written in render(read_record(Report, path), path.parent, wanted):
         typer.echo(written)
 

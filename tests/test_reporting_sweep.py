@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+from conftest import Command
 from report_examples import example_report
 from rich.console import Console
 from sweep_examples import NOTHING, figure, lost, point
@@ -157,3 +159,14 @@ def test_exit_codes() -> None:
     assert (exit_code(failing, gate=False), exit_code(failing, gate=True)) == (0, 1)
     assert exit_code(unclear, gate=True) == 4
     assert exit_code(sweep_of(lost("a", "no")), gate=False) == 3
+
+
+def test_a_sweep_is_rendered_again_from_its_record_alone(tmp_path: Path, edgeprune: Command) -> None:
+    (tmp_path / "sweep.json").write_text(EXAMPLE.to_json(), encoding="utf-8")
+    said = edgeprune("report", tmp_path)
+    assert (said.code, said.out.split()) == (0, [str(tmp_path / "sweep.html"), str(tmp_path / "sweep.md")])
+    assert (tmp_path / "sweep.html").read_text(encoding="utf-8") == sweep_html(EXAMPLE)
+    assert edgeprune("report", tmp_path / "sweep.json", "--format", "md").out.split() == [str(tmp_path / "sweep.md")]
+    wrong = edgeprune("report", tmp_path, "--format", "junit")
+    assert wrong.code == 2
+    assert "a sweep is not rendered as junit" in wrong.err

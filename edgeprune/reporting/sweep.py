@@ -5,7 +5,7 @@ The front comes first. Nothing stands here that is not in sweep.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeprune.errors import UsageError
 from edgeprune.files import write_text
-from edgeprune.records import Figure, Placed, Standing, Sweep, SweepPoint, Unmeasured
+from edgeprune.records import Figure, Placed, Standing, Sweep, SweepPoint, Unmeasured, read_record
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.markdown import text
 from edgeprune.reporting.terminal import plain
 
 FILES = ("sweep.html", "sweep.md", "sweep.json")
+RENDERINGS = {"html": "sweep.html", "md": "sweep.md"}
 _ORDER: tuple[Standing, ...] = ("front", "near", "behind", "not compared", "failed")
 _WORDS = {
     "speedup": "speed-up",
@@ -157,13 +159,35 @@ def sweep_markdown(found: Sweep) -> str:
     return "\n".join([head, "", by, "", *table, *(["", *notes] if notes else []), *last]) + "\n"
 
 
-def write_sweep(found: Sweep, folder: Path) -> tuple[Path, ...]:
-    """Write sweep.html and sweep.md beside sweep.json; the paths of all three."""
+def write_sweep(found: Sweep, folder: Path) -> None:
+    """Write sweep.html and sweep.md beside sweep.json."""
+    for name in RENDERINGS:
+        write_text(folder / RENDERINGS[name], _rendered(found, name))
+
+
+def sweep_of(path: Path) -> Path | None:
+    """The sweep.json that `path` is, or is the folder of; None where there is none."""
+    file = path / FILES[-1] if path.is_dir() else path
+    return file if file.name == FILES[-1] and file.is_file() else None
+
+
+def render_sweep(file: Path, formats: Sequence[str]) -> tuple[Path, ...]:
+    """Write the renderings of the sweep.json at `file` beside it; the paths. UsageError for another format."""
+    unknown = [name for name in formats if name not in RENDERINGS]
+    if unknown:
+        raise UsageError(f"a sweep is not rendered as {unknown[0]}", hint="known: " + ", ".join(RENDERINGS))
+    found = read_record(Sweep, file)
+    for name in formats:
+        write_text(file.parent / RENDERINGS[name], _rendered(found, name))
+    return tuple(file.parent / RENDERINGS[name] for name in formats)
+
+
+def _rendered(found: Sweep, name: str) -> str:
+    if name == "md":
+        return sweep_markdown(found)
     from edgeprune.reporting.sweep_page import sweep_html
 
-    write_text(folder / "sweep.html", sweep_html(found))
-    write_text(folder / "sweep.md", sweep_markdown(found))
-    return tuple(folder / name for name in FILES)
+    return sweep_html(found)
 
 
 def _standing(place: Placed, numbers: dict[str, int]) -> str:
