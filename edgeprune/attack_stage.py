@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprune import protocols
+from edgeprune import protocols, spreading
 from edgeprune.files import replacing
 from edgeprune.records import (
     AttackedFile,
@@ -95,10 +95,11 @@ class _Scene:
     def _attack(self, side: Side, split: Split, threat: ThreatModel, path: Path) -> tuple[AttackedFile, list[Path]]:
         run, source = self.run, self.source(side)
         with run.console.task(f"attacking the {side} file in {self.runtime.name}") as progress:
-            outcome = evaluate.attack_file(
+            outcome = spreading.attack(
                 source,
                 split,
                 threat,
+                run.config.attack,
                 sha256=self.exported.of(side, self.runtime.format).sha256,
                 device=run.config.run.device,
                 journal=run.folder.scratch(path.stem) / "journal.npz",

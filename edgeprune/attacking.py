@@ -51,7 +51,8 @@ def attack_one(
     Errors: UsageError (no data, no bundle), ModelError (no file that can be attacked, or the bundle is another
     network's).
     """
-    from edgeprune.robustness.evaluate import as_run, attack_file, attack_subset, threat_model
+    from edgeprune import spreading
+    from edgeprune.robustness.evaluate import as_run, attack_subset, threat_model
     from edgeprune.robustness.evidence import write_evidence
     from edgeprune.robustness.health import warnings
     from edgeprune.robustness.twin.source import CHECKED
@@ -70,10 +71,11 @@ def attack_one(
         wanted = asking_only(wanted)
     threat = threat_model(wanted, form.preprocessing.bounds, subset, config.run.seed)
     with console.task(f"attacking in {runtime.name}") as progress:
-        outcome = attack_file(
+        outcome = spreading.attack(
             source,
             subset,
             threat,
+            wanted,
             sha256=sha256_of(file),
             device=config.run.device,
             journal=journal,
@@ -94,8 +96,8 @@ def attack_one(
 
 def asking_only(config: AttackConfig) -> AttackConfig:
     """The same threat for a file without gradients: the suite that asks the runtime alone."""
-    kept = {name: getattr(config, name) for name in ("norm", "eps", "samples", "target", "minutes")}
-    return AttackConfig(attack="black-box", **kept)
+    names = ("norm", "eps", "samples", "target", "minutes", "processes", "engine", "address")
+    return AttackConfig(attack="black-box", **{name: getattr(config, name) for name in names})
 
 
 def form_of(file: Path, session: protocols.Session, config: Config) -> tuple[InputForm, protocols.Session]:

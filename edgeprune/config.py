@@ -178,6 +178,13 @@ class AttackConfig(Section):
     sequential: int = setting(
         1, "Look at the drop's bound up to so many times, and stop once it has decided the budget.", ge=1, le=20
     )
+    processes: int = setting(
+        1, "Processes on this machine that share an attack's images.", flag="attack-processes", ge=1, le=256
+    )
+    engine: Literal["local", "ray"] = setting("local", "Where an attack's images are shared.", flag="attack-engine")
+    address: str | None = setting(
+        None, "Ray cluster of the attack: HOST:PORT, or auto (default: one here).", flag="attack-address"
+    )
     divergence_steps: int = setting(
         40, "Gradient steps that look for images which only the dense file gets right (0: none).", ge=0
     )

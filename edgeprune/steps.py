@@ -208,7 +208,7 @@ class Run:
 
     def attack_inputs(self, exported: Exported) -> dict[str, Any]:
         """What every attack on the files depends on, beside its threat model."""
-        return {**exported.digests(), **self.served, "gradients": "twin 2", "device": self.config.run.device}
+        return {**exported.digests(), **self.served, "gradients": "twin 3", "device": self.config.run.device}
 
     def on_one(
         self, side: Side, name: str, kind: type[T], inputs: dict[str, Any], work: Callable[[], tuple[T, list[Path]]]

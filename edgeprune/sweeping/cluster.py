@@ -14,11 +14,11 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.config import Config
 from edgeprune.console import Console
@@ -29,6 +29,10 @@ from edgeprune.runfolder import STAGES
 from edgeprune.sweeping.engines import Engine
 from edgeprune.sweeping.points import Task, failed, run_point
 from edgeprune.sweeping.sharing import Shared
+
+if TYPE_CHECKING:
+    from edgeprune.robustness.shards import Engine as ShardEngine
+    from edgeprune.robustness.shards import Shard
 
 RETRIES = 5  # of a point whose node or process was lost
 PATIENCE = 60.0  # seconds that a lost node's processes may take to end
@@ -158,3 +162,38 @@ def _ray() -> Any:
             "--engine ray needs Ray", hint="pip install 'edgeprune[ray]', or leave out --engine: points run here"
         ) from error
     return ray
+
+
+def ray_shards(address: str | None) -> tuple[ShardEngine, int]:
+    """The engine for the shards of an attack on the cluster at `address` (none: one on this machine), and its room.
+
+    The file must be at the same path on every node, as must the folder of the shards. Errors: as for `ray_engine`.
+    """
+    import torch
+
+    from edgeprune.robustness.shards import work
+
+    ray, place = _ray(), Place(str(Path.cwd()), tuple(sys.path), torch.get_num_threads(), "")
+    with _connected(ray, address):
+        room = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+    def run(shards: Sequence[Shard]) -> Iterator[int]:
+        with _connected(ray, address):
+            there = ray.remote(num_cpus=1, max_retries=RETRIES)(_work_at_node)
+            pending = [there.remote(work, shard, place) for shard in shards]
+            while pending:
+                done, pending = ray.wait(pending, num_returns=1)
+                try:
+                    yield int(ray.get(done[0]))
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except ray.exceptions.RayError as error:
+                    lost = f"a shard of the attack was lost {RETRIES + 1} times on the cluster"
+                    raise DeviceError(lost, where=str(error).splitlines()[0], hint="run again") from error
+
+    return run, room
+
+
+def _work_at_node(work: Callable[[Shard], int], shard: Shard, place: Place) -> int:
+    sys.path += [entry for entry in place.imports if entry not in sys.path]
+    return work(shard)

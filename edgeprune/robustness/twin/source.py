@@ -29,14 +29,28 @@ _OTHERWISE = "give --gradients: the pruned.pt or the model file that it was expo
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """What makes the same gradients again, in another process: the file, its image shape (C, H, W), what goes before a
+    foreign one, the images that the twin is checked on, and the runtime's threads."""
+
+    file: Path
+    shape: Shape
+    preprocessing: Preprocessing
+    checked: Floats
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
     """`module`: images (N, C, H, W) to scores, None where there is nothing to follow; `session`: the runtime on the
-    same images; `said`: what `module` is; `pull`: its gradients without torch, None where torch computes them."""
+    same images; `said`: what `module` is; `pull`: its gradients without torch, None where torch computes them;
+    `origin`: how another process gets the same, None where no file gives them."""
 
     module: nn.Module | None
     session: Session
     said: str
     pull: Pull | None = None
+    origin: Origin | None = None
 
 
 def twin_of(file: Path, input_shape: Shape | None = None) -> Twin:
@@ -111,4 +125,5 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
     shown = f"{parity:.0e}".replace("e-0", "e-")
     scores, threads = with_preprocessing(twin.scores, before), session.info.threads
     pull = pull_of(twin, before, scores, torch.from_numpy(np.array(images[:CHECKED], np.float32)), threads)
-    return Gradients(scores, served, f"{origin} (parity {shown})", pull)
+    anew = Origin(file.resolve(), twin.layout.shape, preprocessing, np.array(images[:CHECKED], np.float32), threads)
+    return Gradients(scores, served, f"{origin} (parity {shown})", pull, anew)
