@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,10 +26,11 @@ from edgeprune.sweeping.sharing import Shared
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
+    from edgeprune.latency.costs import Table, Wanted
     from edgeprune.pruning.aim import Timing
     from edgeprune.pruning.allocation import Rules
     from edgeprune.pruning.timed import Tables
-    from edgeprune.types import Floats
+    from edgeprune.types import Floats, Progress
 
 TIMED_GOALS = ("speedup", "latency_ms")
 
@@ -155,6 +156,15 @@ class Range:
         with self.opened() as time:
             return time(self.dense).latency_ms
 
+    def costs(self, wanted: Sequence[Wanted], progress: Progress) -> tuple[Table, ...]:
+        """Milliseconds of layers where candidates are timed. Errors: MeasurementError, those of the device."""
+        from edgeprune.latency.costs import Bench, measured
+
+        settings = self.settings
+        return measured(
+            Bench(settings.runtimes[0], settings.threads, settings.batch_size, self.device), wanted, progress
+        )
+
     def _file(self, bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
         runtime: protocols.Runtime = protocols.find("runtime", self.settings.runtimes[0])
 
@@ -225,20 +235,19 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
 
 
 def layer_times(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> Tables:
-    """Milliseconds of the layers on the first runtime, at the widths that they may get. Errors: MeasurementError."""
+    """Milliseconds of the layers on the first runtime, at the widths that they may get. Errors: those of the range."""
     from edgeprune.latency.copies import operators_of
-    from edgeprune.latency.costs import Bench, Wanted, measured
+    from edgeprune.latency.costs import Wanted
     from edgeprune.pruning.allocation import choices_of
     from edgeprune.pruning.knapsack import axes
     from edgeprune.pruning.timed import check_tables
 
-    settings, operators = range_.settings, operators_of(bundle)
+    operators = operators_of(bundle)
     widths = axes(graph, choices_of(graph, wish.multiple, wish.rules))
     names = [layer.name for layer in graph.layers if layer.name in operators]
     wanted = [Wanted(operators[name], *widths[name]) for name in names]
-    bench = Bench(settings.runtimes[0], settings.threads, settings.batch_size)
-    with console.task(f"costs of layers in {bench.runtime}") as progress:
-        found = measured(bench, wanted, progress)
+    with console.task(f"costs of layers in {range_.settings.runtimes[0]}") as progress:
+        found = range_.costs(wanted, progress)
     tables = {name: (each.outputs, each.inputs, ms) for name, each, ms in zip(names, wanted, found, strict=True)}
     check_tables(tables)
     return tables

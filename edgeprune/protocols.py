@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from edgeprune.errors import RuntimeMissingError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
 
+    from edgeprune.latency.kernels import Found, Point
     from edgeprune.latency.settings import RemoteConfig
     from edgeprune.records import BlockSamples, Environment, LatencyFile, LatencyRequest, RuntimeInfo
     from edgeprune.types import (
@@ -116,6 +118,12 @@ class Device(Protocol):
 
     def logits(self, file: LatencyFile, runtime: str, images: Floats, *, threads: int) -> tuple[RuntimeInfo, Floats]:
         """What the file gives there for images, float32 (N, C, H, W): float32 (N, K), and what ran it."""
+
+    def time_layers(self, runtime: str, threads: int, batch_size: int, points: Sequence[Point], found: Found) -> None:
+        """Time single layers there, as `edgeprune.latency.kernels` does here.
+
+        Each figure (ms of the point) is handed to `found` as soon as it is here.
+        """
 
     def probe(self) -> dict[str, Any]:
         """What the machine says of itself, and what was measured: see `edgeprune.latency.board.probe`."""

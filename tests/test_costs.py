@@ -12,7 +12,7 @@ from torch import nn
 from toy_networks import Chain, Lambda, bundle_of, randomized
 
 from edgeprune.errors import MeasurementError
-from edgeprune.latency import costs
+from edgeprune.latency import costs, kernels
 from edgeprune.latency.copies import Operator, operators_of, write_copies
 from edgeprune.latency.costs import Bench, Wanted, along, measured, sampled, spread, table
 from edgeprune.latency.kernels import KernelJob, Point, cost_ms, time_points
@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
             found(point, law(point.outputs, point.inputs))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(costs, "time_points", fake)
+    monkeypatch.setattr(kernels, "time_points", fake)
     return asked
 
 
@@ -133,7 +133,7 @@ def test_what_was_found_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch
         raise MeasurementError("it ended early")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(costs, "time_points", dying)
+    monkeypatch.setattr(kernels, "time_points", dying)
     with pytest.raises(MeasurementError):
         measured(BENCH, [Wanted(CONV, (8, 16), (3,))], silent)
     assert list(json.loads(BENCH.path().read_text())["points"].values()) == [1.0]

@@ -15,13 +15,15 @@ from toy_networks import Chain, bundle_of, randomized
 from edgeprune.config import PruneConfig
 from edgeprune.console import Console
 from edgeprune.errors import MeasurementError
-from edgeprune.latency import costs
+from edgeprune.latency import kernels
 from edgeprune.latency.kernels import Point
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.planning import Wish, plan_for
+from edgeprune.planning import Range, Wish, plan_for
+from edgeprune.protocols import Device
 from edgeprune.pruning.aim import TOLERANCE, Timing
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
+from edgeprune.records import Environment
 from edgeprune.types import Goal, ModelBundle
 
 
@@ -29,7 +31,7 @@ def law(outputs: int, inputs: int) -> float:
     return 1e-3 + 1e-4 * outputs * inputs
 
 
-def network_ms(bundle: ModelBundle) -> float:
+def network_ms(bundle: ModelBundle, law: Callable[[int, int], float] = law) -> float:
     """What the layers of a network take by the law, and a start."""
     layers = [m for m in bundle.module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     return 0.005 + sum(law(*layer.weight.shape[:2]) for layer in layers)
@@ -42,13 +44,16 @@ class FakeRange:
     dense: ModelBundle
     settings: LatencyConfig = dataclasses.field(default_factory=LatencyConfig)
     timed: int = 0
+    device: Device | None = None
+    law: Callable[[int, int], float] = law
+    costs = Range.costs
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[ModelBundle], Timing]]:
         def time(bundle: ModelBundle) -> Timing:
             self.timed += 1
-            ms = network_ms(bundle)
-            return Timing(network_ms(self.dense) / ms, ms)
+            ms = network_ms(bundle, self.law)
+            return Timing(network_ms(self.dense, self.law) / ms, ms)
 
         yield time
 
@@ -65,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             found(point, law(point.outputs, point.inputs))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(costs, "time_points", fake)
+    monkeypatch.setattr(kernels, "time_points", fake)
 
 
 def planned(dense: ModelBundle, goal: Goal, range_: FakeRange, **settings: Any) -> Any:
@@ -99,13 +104,13 @@ def test_layers_that_cannot_be_timed_are_priced_by_macs_and_that_is_said(
     def fails(*arguments: object) -> None:
         raise MeasurementError("no clock here")
 
-    monkeypatch.setattr(costs, "time_points", fails)
+    monkeypatch.setattr(kernels, "time_points", fails)
     plan = planned(dense, Goal("speedup", 2.0), FakeRange(dense))
     assert "widths were chosen by MACs, since layers could not be timed: no clock here" in plan.notes
 
 
 def test_macs_can_be_asked_for(dense: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "time_points", lambda *_: pytest.fail("layers were timed"))
+    monkeypatch.setattr(kernels, "time_points", lambda *_: pytest.fail("layers were timed"))
     plan = planned(dense, Goal("speedup", 2.0), FakeRange(dense), cost_model="macs")
     assert not any("could not be timed" in note for note in plan.notes)
 
@@ -113,3 +118,38 @@ def test_macs_can_be_asked_for(dense: ModelBundle, monkeypatch: pytest.MonkeyPat
 def test_goal_out_of_reach_says_what_stands_in_the_way(dense: ModelBundle) -> None:
     plan = planned(dense, Goal("speedup", 1000.0), FakeRange(dense))
     assert plan.notes[0].startswith("the speed-up goal was not reached")
+
+
+@dataclasses.dataclass
+class There:
+    """A device whose kernels work in blocks of channels: a width that does not fill its last block saves nothing."""
+
+    block: int
+
+    @property
+    def machine(self) -> Environment:
+        said = {
+            "edgeprune": "",
+            "python": "",
+            "system": "Linux 6 aarch64",
+            "cores": 1,
+            "cpu_features": (),
+            "packages": {},
+        }
+        return Environment(**said, cpu=f"blocks of {self.block}")
+
+    def law(self, outputs: int, inputs: int) -> float:
+        return 1e-3 + 1e-4 * self.block**2 * -(-outputs // self.block) * -(-inputs // self.block)
+
+    def time_layers(self, runtime: str, threads: int, batch: int, points: Sequence[Point], found: Any) -> None:
+        for point in points:
+            found(point, self.law(point.outputs, point.inputs))
+
+
+@pytest.mark.parametrize("block", [4, 6])
+def test_plan_follows_the_cliffs_of_the_device_and_not_those_of_here(dense: ModelBundle, block: int) -> None:
+    board = There(block)
+    range_ = FakeRange(dense, device=board, law=board.law)  # type: ignore[arg-type]
+    there, here = (planned(dense, Goal("speedup", 2.0), each) for each in (range_, FakeRange(dense)))
+    assert all(len(group.kept) % block == 0 for group in there.groups)
+    assert any(len(group.kept) % block for group in here.groups)

@@ -1,8 +1,9 @@
 """What runs on a device that is reached over ssh: one job a process, JSON in by stdin, JSON out by stdout.
 
 Promise: needs Python 3.8, numpy and the runtime of the file, and nothing of edgeprune but the modules that travel with
-it (`machine`, `probing`, `serving`, `timing`). The protocol is the one of this machine, by the same code. A file is
-hashed before it is opened. Nothing outside its folder is written, and only what edgeprune put there is removed.
+it (`increments`, `machine`, `probing`, `serving`, `timing`). The protocol is the one of this machine, by the same code.
+A file that was sent is hashed before it is opened. Nothing outside its folder is written, and only what edgeprune put
+there is removed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import shutil
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,13 +76,7 @@ def present(job: dict[str, Any]) -> list[str]:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Time the files in interleaved blocks; what `BlockSamples` needs, process and runtime once."""
     numpy, opener = _numpy(), _opener(job["runtime"])
-    parent = os.getppid()
-    try:
-        cores = machine.fastest_cores(job["threads"])
-    except ValueError as error:
-        raise FailureError("cores", str(error), "use fewer --threads") from None
-    if cores:
-        os.sched_setaffinity(0, cores)
+    parent, cores = os.getppid(), _pinned(job["threads"])
     with _alone(Path(job["folder"])):
         for files in job["files"].values():
             _check(files)
@@ -114,6 +110,34 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             for one in done
         ],
     }
+
+
+def layers(job: dict[str, Any]) -> dict[str, Any]:
+    """Time single layers: milliseconds of one more copy of each, in the order of the job's points.
+
+    Their files come with the job, without weights: those are random numbers, made here once.
+    """
+    from edgeprune.latency import increments
+
+    numpy, opener = _numpy(), _opener(job["runtime"])
+    parent = os.getppid()
+    _pinned(job["threads"])
+    place, found = Path(job["folder"]) / "layers", []
+    with _alone(Path(job["folder"])):
+        place.mkdir(exist_ok=True)
+        _make_weights(numpy, place / "weights.bin", job["weights_bytes"])
+        gc.disable()
+        for point in job["points"]:
+            _check_parent(parent)
+            image, runs = numpy.random.default_rng(0).random(point["shape"], dtype=numpy.float32), []
+            for position, copies in enumerate(increments.COPIES):
+                path = place / f"copies{copies}.onnx"
+                path.write_bytes(base64.b64decode(point["files"][position]))
+                served = _open_later(opener, {"path": str(path)}, job["threads"])()
+                runs.append(partial(served.logits, image))
+            found.append(increments.one_more_ms(runs))
+            gc.collect(0)
+    return {"ms": found}
 
 
 def logits(job: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +175,7 @@ ACTIONS = {
     "present": present,
     "probe": probe,
     "measure": measure,
+    "layers": layers,
     "logits": logits,
     "forget": forget,
 }
@@ -186,6 +211,30 @@ class _alone:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def _pinned(threads: int) -> tuple[int, ...]:
+    """Keep this process on the fastest cores, one a thread."""
+    try:
+        cores = machine.fastest_cores(threads)
+    except ValueError as error:
+        raise FailureError("cores", str(error), "use fewer --threads") from None
+    if cores:
+        os.sched_setaffinity(0, cores)
+    return cores
+
+
+def _make_weights(numpy: Any, path: Path, size: int) -> None:
+    """A file of at least `size` bytes of random float32 numbers, written whole or not at all."""
+    if path.exists() and path.stat().st_size >= size:
+        return
+    draw, beside, left = numpy.random.default_rng(0), path.with_suffix(".bin.part"), -(-size // 4)
+    with beside.open("wb") as file:
+        while left > 0:
+            count = min(left, 1 << 20)  # a board may have little memory
+            file.write((draw.standard_normal(count, dtype=numpy.float32) * numpy.float32(0.05)).tobytes())
+            left -= count
+    beside.replace(path)
 
 
 def _check_parent(parent: int) -> None:

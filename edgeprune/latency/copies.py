@@ -15,11 +15,16 @@ import numpy as np
 from edgeprune.records import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from edgeprune.types import Floats, ModelBundle
 
 POOL = "pooled"
+WEIGHTS = "weights.bin"
+PAGE = 4096
+"""Where a constant may begin: runtimes map the file into memory, and memory goes by pages."""
 
 
 class Operator(Record):
@@ -47,8 +52,11 @@ class Operator(Record):
 
     def image(self, batch: int, inputs: int) -> Floats:
         """An input for the file, float32."""
-        shape = (batch, self.size[0], inputs) if self.kind == "linear" else (batch, inputs, *self.size)
-        return np.random.default_rng(0).random(shape, dtype=np.float32)
+        return np.random.default_rng(0).random((batch, *self.image_shape(inputs)), dtype=np.float32)
+
+    def image_shape(self, inputs: int) -> tuple[int, ...]:
+        """The shape of one input."""
+        return (self.size[0], inputs) if self.kind == "linear" else (inputs, *self.size)
 
 
 def operators_of(bundle: ModelBundle) -> dict[str, Operator]:
@@ -114,16 +122,53 @@ def _pair(value: tuple[int, ...]) -> tuple[int, int]:
 
 def write_copies(operator: Operator, outputs: int, inputs: int, copies: int, path: Path) -> None:
     """Write the ONNX file of `copies` layers from `inputs` to `outputs` channels, batch size open."""
-    from onnx import TensorProto, helper, numpy_helper, save
+    from onnx import numpy_helper, save
 
     draw = np.random.default_rng(0)
+
+    def drawn(name: str, shape: tuple[int, ...]) -> Any:
+        return numpy_helper.from_array((0.05 * draw.standard_normal(shape)).astype(np.float32), name)
+
+    save(_network(operator, (outputs, inputs), copies, drawn), str(path))
+
+
+def bare_copies(operator: Operator, outputs: int, inputs: int, copies: int) -> tuple[bytes, int]:
+    """The same file without its weights, for a device that makes random ones itself; and the bytes that it reads.
+
+    Weights are ONNX's external data, out of one file `WEIGHTS` beside it: each constant begins a page further, so that
+    no two are equal and no runtime takes two copies for one.
+    """
+    from onnx import TensorProto
+
+    ends: list[int] = []
+
+    def windowed(name: str, shape: tuple[int, ...]) -> Any:
+        offset, length = PAGE * len(ends), 4 * int(np.prod(shape))
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        ends.append(offset + length)
+        return tensor
+
+    proto = _network(operator, (outputs, inputs), copies, windowed)
+    return proto.SerializeToString(deterministic=True), max(ends)
+
+
+def _network(
+    operator: Operator, widths: tuple[int, int], copies: int, constant: Callable[[str, tuple[int, ...]], Any]
+) -> Any:
+    """The copies as an ONNX ModelProto; `constant` makes a named tensor of a shape."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    outputs, inputs = widths
     nodes: list[Any] = []
     weights: list[Any] = []
     last = ""
     for copy in range(copies):
-        bias = draw.standard_normal(outputs).astype(np.float32)
-        weight = (0.05 * draw.standard_normal(_weight_shape(operator, outputs, inputs))).astype(np.float32)
-        weights += [numpy_helper.from_array(weight, f"weight{copy}"), numpy_helper.from_array(bias, f"bias{copy}")]
+        weights += [
+            constant(f"weight{copy}", _weight_shape(operator, outputs, inputs)),
+            constant(f"bias{copy}", (outputs,)),
+        ]
         nodes += _layer_nodes(operator, outputs, copy)
         made = f"made{copy}"
         if last:
@@ -134,16 +179,15 @@ def write_copies(operator: Operator, outputs: int, inputs: int, copies: int, pat
     axes = [1] if operator.kind == "linear" else [2, 3]
     weights.append(numpy_helper.from_array(np.array(axes, dtype=np.int64), "axes"))
     nodes.append(helper.make_node("ReduceMean", [last, "axes"], [POOL], keepdims=0))
-    shape = list(operator.image(1, inputs).shape[1:])
     graph = helper.make_graph(
         nodes,
         "copies",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *shape])],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *operator.image_shape(inputs)])],
         [helper.make_tensor_value_info(POOL, TensorProto.FLOAT, ["batch", outputs])],
         weights,
     )
     # IR 10 and opset 18: old enough for every runtime version that edgeprune admits.
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 def _weight_shape(operator: Operator, outputs: int, inputs: int) -> tuple[int, ...]:

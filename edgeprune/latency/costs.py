@@ -1,8 +1,9 @@
-"""What layers cost on this machine's runtime, at the widths that matter: measured once, kept on disk, shared by runs.
+"""What layers cost in a runtime, at the widths that matter: measured once, kept on disk, shared by runs.
 
 The cache lies in the user's cache folder (`$XDG_CACHE_HOME/edgeprune`), one file for each runtime, version, number of
-threads, batch size and machine; precision is float32, as everywhere. It is written whole or not at all, and two runs
-that write at once lose nothing. Removing it costs time, nothing else.
+threads, batch size and machine; a device over ssh is a machine of its own, as it describes itself. Precision is
+float32, as everywhere. It is written whole or not at all, and two runs that write at once lose nothing. Removing it
+costs time, nothing else.
 
 Kernels work in blocks of channels: a width that fills its last block costs no more than one that does not. So widths
 are sampled in classes of alignment, and what lies between two samples is read off its own class alone.
@@ -15,6 +16,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +29,13 @@ from pydantic import ValidationError
 from edgeprune import protocols
 from edgeprune.files import write_text, writing
 from edgeprune.latency.copies import Operator
-from edgeprune.latency.kernels import Point, time_points
+from edgeprune.latency.kernels import Point
 from edgeprune.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgeprune.records import Environment
     from edgeprune.types import Progress
 
 _BLOCK = 16
@@ -60,17 +63,31 @@ class CostCache(Record):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where layers are timed: a runtime on this machine, as it will serve the file."""
+    """Where layers are timed: a runtime on a device (None: this machine), as it will serve the file."""
 
     runtime: str
     threads: int
     batch_size: int
+    device: protocols.Device | None = None
 
     def path(self) -> Path:
         """The cache file."""
-        version = protocols.find("runtime", self.runtime).version()
-        name = f"{self.runtime}-{version}-t{self.threads}-b{self.batch_size}-{machine()[:12]}.json"
+        version = re.sub(r"[^\w.+-]", "_", self.version())  # a device's word: no path
+        name = f"{self.runtime}-{version}-t{self.threads}-b{self.batch_size}-{self.machine()[:12]}.json"
         return cache_folder() / "costs" / name
+
+    def version(self) -> str:
+        """The runtime's version where it is timed."""
+        there = self.device.machine if self.device else None
+        if there is not None:
+            return there.packages.get(self.runtime, "unknown")
+        version: str = protocols.find("runtime", self.runtime).version()
+        return version
+
+    def machine(self) -> str:
+        """Digest of the machine that is timed."""
+        there = self.device.machine if self.device else None
+        return machine() if there is None else machine_there(there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +120,13 @@ def machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def machine_there(described: Environment) -> str:
+    """The same digest of a device, from how it described itself; what it runs is no part of it."""
+    system = described.system.split()
+    parts = [*system[:1], *system[-1:], described.cpu, str(described.cores), *sorted(described.cpu_features)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def measured(bench: Bench, wanted: Sequence[Wanted], progress: Progress) -> tuple[Table, ...]:
     """Milliseconds of each layer, float64 (len(outputs), len(inputs)); what the cache lacks is timed and kept.
 
@@ -127,7 +151,8 @@ def times_of(bench: Bench, wanted: Sequence[Point], progress: Progress) -> dict[
 
     if missing:
         try:
-            time_points(bench.runtime, bench.threads, bench.batch_size, missing, found)
+            device: protocols.Device = bench.device or protocols.find("device", "local")
+            device.time_layers(bench.runtime, bench.threads, bench.batch_size, missing, found)
         finally:
             if fresh:
                 _keep(bench, fresh)
@@ -223,7 +248,7 @@ def _read(bench: Bench) -> Mapping[str, float]:
         cache = CostCache.model_validate_json(bench.path().read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return {}
-    return cache.points if cache.machine == machine() else {}
+    return cache.points if cache.machine == bench.machine() else {}
 
 
 def _keep(bench: Bench, fresh: Mapping[str, float]) -> None:
@@ -234,8 +259,8 @@ def _keep(bench: Bench, fresh: Mapping[str, float]) -> None:
     with _locked(path.with_suffix(".lock")):
         cache = CostCache(
             runtime=bench.runtime,
-            runtime_version=protocols.find("runtime", bench.runtime).version(),
-            machine=machine(),
+            runtime_version=bench.version(),
+            machine=bench.machine(),
             threads=bench.threads,
             batch_size=bench.batch_size,
             points={**_read(bench), **fresh},

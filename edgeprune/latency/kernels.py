@@ -1,8 +1,8 @@
 """Times single layers in a runtime, in a fresh process that is pinned to its cores.
 
 Promise: a figure is the time of one more copy of the layer (`edgeprune.latency.copies`), in float32, as the plugin
-serves files. The smaller of several medians of short blocks is taken: neighbours only ever add time. These figures
-steer a search and are never reported as a network's latency.
+serves files, by the method of `edgeprune.latency.increments`. These figures steer a search and are never reported as a
+network's latency.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,12 +22,9 @@ from edgeprune import protocols
 from edgeprune.errors import EdgepruneError, ExportError, MeasurementError
 from edgeprune.latency.alone import timing_alone
 from edgeprune.latency.copies import Operator, write_copies
+from edgeprune.latency.increments import COPIES, one_more_ms
 from edgeprune.latency.local import choose_cores
 from edgeprune.records import Record
-
-COPIES = 1, 4
-_BLOCKS, _BLOCK_MS, _LEAST_RUNS = 3, 4.0, 3
-_LEAST_MS = 1e-5
 
 
 class Point(Record):
@@ -103,13 +98,7 @@ def cost_ms(runtime: protocols.Runtime, point: Point, job: KernelJob, folder: Pa
         write_copies(point.operator, point.outputs, point.inputs, copies, source)
         session = _open(runtime, source, job.threads)
         runs.append(partial(session.logits, image))
-    best = [float("inf")] * len(runs)
-    for run in runs:
-        run()
-    for _ in range(_BLOCKS):
-        for position, run in enumerate(runs):
-            best[position] = min(best[position], _block_ms(run))
-    return max((best[1] - best[0]) / (COPIES[1] - COPIES[0]), _LEAST_MS)
+    return one_more_ms(runs)
 
 
 def _open(runtime: protocols.Runtime, source: Path, threads: int) -> protocols.Session:
@@ -118,17 +107,6 @@ def _open(runtime: protocols.Runtime, source: Path, threads: int) -> protocols.S
         return runtime.open(source, threads=threads)
     except ExportError:
         return runtime.open(runtime.convert(source, source.with_suffix(runtime.suffix))[0], threads=threads)
-
-
-def _block_ms(run: Callable[[], object]) -> float:
-    run()
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < _LEAST_RUNS or (time.perf_counter() - start) * 1e3 < _BLOCK_MS:
-        before = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - before) * 1e3)
-    return statistics.median(times)
 
 
 def _work(job: KernelJob, parent: int) -> Iterator[dict[str, object]]:

@@ -29,6 +29,9 @@ from edgeprune.records import BlockSamples, LatencyFile, LatencyRequest, Runtime
 from edgeprune.types import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeprune.latency.kernels import Found, Point
     from edgeprune.types import Floats
 
 LAST_WORDS = 6  # lines of a dead process's stderr that are shown
@@ -63,6 +66,12 @@ class LocalDevice:
                 blocks += _run(Job(request=request, process=process, cores=cores))
         progress(f"timed {request.runtime}", 1.0)
         return tuple(blocks)
+
+    def time_layers(self, runtime: str, threads: int, batch_size: int, points: Sequence[Point], found: Found) -> None:
+        """Every point in a fresh process. Errors: UsageError (more threads than cores), MeasurementError."""
+        from edgeprune.latency import kernels
+
+        kernels.time_points(runtime, threads, batch_size, points, found)
 
     def probe(self) -> dict[str, Any]:
         """The device runner's probe in a fresh process with one thread. MeasurementError when it fails."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgeprune.records import LatencyFile
 
-MODULES = ("board", "machine", "probing", "serving", "timing")
+MODULES = ("board", "increments", "machine", "probing", "serving", "timing")
 _ENTRY = "import sys\nfrom edgeprune.latency.board import main\nsys.exit(main())\n"
 
 

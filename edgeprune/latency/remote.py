@@ -24,6 +24,7 @@ from pydantic import ValidationError
 import edgeprune
 from edgeprune.errors import DeviceError, MeasurementError, UsageError
 from edgeprune.files import sha256_of
+from edgeprune.latency import remote_layers
 from edgeprune.latency.kept import Kept
 from edgeprune.latency.parcel import Sent, sent_alone, sent_files, write_runner
 from edgeprune.latency.settings import RemoteConfig
@@ -31,6 +32,9 @@ from edgeprune.latency.ssh import Connection, LostError, cannot_write
 from edgeprune.records import BlockSamples, Environment, LatencyFile, LatencyRequest, RuntimeInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeprune.latency.kernels import Found, Point
     from edgeprune.types import Floats, Progress
 
 LEAST_PYTHON = (3, 8)
@@ -43,7 +47,7 @@ _NO_FOLDER, _NO_PYTHON = 71, 72
 
 @dataclass(slots=True)
 class Attached:
-    """A device that answers. `sent` is what lies there now and goes at the end."""
+    """A device that answers. `sent` is what lies there now and goes at the end, as does what it `made` itself."""
 
     connection: Connection
     settings: RemoteConfig
@@ -54,6 +58,7 @@ class Attached:
     runner: Sent
     sent: dict[str, Sent] = field(default_factory=dict)
     kept: list[Kept] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
     kind: Literal["measured-remote"] = "measured-remote"
 
     @property
@@ -94,7 +99,7 @@ class Attached:
             progress(f"timing {request.runtime} on {self.name}: process {process + 1} of {last}", process / last)
             found = kept.read(process)
             if found is None:
-                found = self._process({**job, "process": process}, len(blocks))
+                found = self._process({**job, "process": process})
                 kept.write(process, found)
             blocks += _blocks(found, process)
         return tuple(blocks)
@@ -121,6 +126,19 @@ class Attached:
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise MeasurementError(f"{self.name} gave an answer that is none: {error}") from error
 
+    def time_layers(self, runtime: str, threads: int, batch_size: int, points: Sequence[Point], found: Found) -> None:
+        """Every point, a chunk a process. Errors: as for `measure`; what `found` was told before one is true."""
+        self.made.update(remote_layers.places(self.settings.folder))
+        for chunk in remote_layers.chunks(runtime, threads, batch_size, points):
+            needed = chunk.job["weights_bytes"]
+            if needed + ROOM_BYTES > self.free_bytes:
+                raise cannot_write(
+                    self.name, f"no space left: {needed:,} bytes for weights, {self.free_bytes:,} are free"
+                )
+            answer = self._process({**chunk.job, "folder": self.settings.folder})
+            for point, ms in zip(chunk.points, remote_layers.figures(answer, chunk, self.name), strict=True):
+                found(point, ms)
+
     def probe(self) -> dict[str, Any]:
         """What the machine says of itself, and what was measured on one core. Errors: those of the device."""
         found: dict[str, Any] = self._do({"do": "probe", "folder": self.settings.folder})
@@ -128,7 +146,7 @@ class Attached:
 
     def close(self, *, finished: bool) -> None:
         """Remove what was sent, and, when all is done, what was kept here. A device that is gone stays as it is."""
-        places = [sent.there for sent in self.sent.values()]
+        places = [*(sent.there for sent in self.sent.values()), *sorted(self.made)]
         folders = sorted({place.rpartition("/")[0] for place in places}, key=len, reverse=True)
         lock = f"{self.settings.folder}/timing.lock"
         with suppress(DeviceError, MeasurementError):
@@ -138,7 +156,7 @@ class Attached:
 
     # ------------------------------------------------------------------------------------------- the ways there
 
-    def _process(self, job: dict[str, Any], done: int) -> dict[str, Any]:
+    def _process(self, job: dict[str, Any]) -> dict[str, Any]:
         """One timing process, begun again when the connection is lost; DeviceError when it stays lost."""
         for wait in (*WAITS_S, None):
             try:
@@ -249,6 +267,10 @@ class Ssh:
         raise UsageError("no device is attached", hint="give --host user@address")
 
     def logits(self, file: LatencyFile, runtime: str, images: Floats, *, threads: int) -> tuple[RuntimeInfo, Floats]:
+        """UsageError: no device is attached yet."""
+        raise UsageError("no device is attached", hint="give --host user@address")
+
+    def time_layers(self, runtime: str, threads: int, batch_size: int, points: Sequence[Point], found: Found) -> None:
         """UsageError: no device is attached yet."""
         raise UsageError("no device is attached", hint="give --host user@address")
 
