@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sweep_examples import lost, point
+from sweep_examples import figure, lost, point
 
-from edgeprune.records import SweepPoint
+from edgeprune.records import Figure, SweepPoint
 from edgeprune.sweeping.front import COMPARED, clearly, dominates, objectives_of, placed, recommended
 
 
@@ -59,6 +59,17 @@ def test_a_point_timed_on_another_processor_is_not_compared() -> None:
 def test_a_failed_point_keeps_its_reason() -> None:
     found = placed([point("a"), lost("b", "nothing could be removed")], COMPARED)
     assert (found[1].standing, found[1].reason) == ("failed", "nothing could be removed")
+
+
+def test_of_points_that_are_as_fast_as_can_be_told_the_most_robust_is_recommended() -> None:
+    """Speeds 2.00 and 1.99, each give or take 0.02: the hundredth decides nothing, the robust accuracy does."""
+    fast, firm = point("fast", 2.0, 0.50, verdict="passed"), point("firm", 1.99, 0.60, verdict="passed")
+    about = {each.name: figure(each.speedup.value, 0.02) for each in (fast, firm) if isinstance(each.speedup, Figure)}
+    points = [each.model_copy(update={"speedup": about[each.name]}) for each in (fast, firm)]
+    name, why = recommended(points, budgets=True)
+    assert name == "firm"
+    assert "2 of them are as fast as can be told" in why
+    assert recommended([fast, firm], budgets=True)[0] == "fast"  # no doubt about either speed
 
 
 def test_a_point_that_doubts_itself_puts_no_other_behind() -> None:

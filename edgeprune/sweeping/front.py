@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from edgeprune.records import Figure, Objective, Placed, SweepPoint, Unmeasured
 
 COMPARED: tuple[Objective, ...] = ("speedup", "accuracy", "robust_accuracy", "size_bytes")
+_CLOSE = 0.02  # of a speed-up: half the width at which timing stops by itself
 _LESS_IS_MORE = ("size_bytes", "latency_ms")
 
 
@@ -47,7 +48,8 @@ def recommended(points: Sequence[SweepPoint], *, budgets: bool) -> tuple[str | N
     """The name of the point to take, and why that one; None, and why none.
 
     Among those whose budgets hold (the gate judges bounds), the one whose speed-up is largest at the lower end of its
-    interval; the smallest file where no speed-up was measured or two are equal.
+    interval; of those whose intervals meet and end within two per cent of that, the one that keeps the most robust (then
+    clean) accuracy. The smallest file where no speed-up was measured.
     """
     done = [point for point in points if point.status == "done"]
     if not done:
@@ -64,7 +66,12 @@ def recommended(points: Sequence[SweepPoint], *, budgets: bool) -> tuple[str | N
     if len(passed) == 1:
         return best.name, "the one point that holds all budgets"
     held = f"{len(passed)} of {len(done)} points hold all budgets"
-    return best.name, f"{held}, and this one is the fastest of them, by the lower end of its interval"
+    equal = [point for point in passed if _as_fast(point, best)] if _least(best) else [best]
+    if len(equal) == 1:
+        return best.name, f"{held}, and this one is the fastest of them, by the lower end of its interval"
+    best = max(equal, key=lambda point: (_value(point, "robust_accuracy"), _value(point, "accuracy"), _least(point)))
+    kept = "the most robust" if isinstance(best.robust_accuracy, Figure) else "the most accurate"
+    return best.name, f"{held}; {len(equal)} of them are as fast as can be told, and this one is {kept}"
 
 
 def _place(point: SweepPoint, missing: str, compared: Sequence[SweepPoint], objectives: Sequence[Objective]) -> Placed:
@@ -102,6 +109,15 @@ def _good(point: SweepPoint, name: Objective) -> tuple[float, float, float]:
 def _least(point: SweepPoint) -> float:
     """The speed-up that can be relied on: none where the measurement doubts itself."""
     return _good(point, "speedup")[0] if isinstance(point.speedup, Figure) and not point.doubts else 0.0
+
+
+def _as_fast(point: SweepPoint, best: SweepPoint) -> bool:
+    """Whether `best` may be no faster, and what can be relied on is about the same."""
+    return _least(point) >= (1 - _CLOSE) * _least(best) and _good(point, "speedup")[2] >= _least(best)
+
+
+def _value(point: SweepPoint, name: Objective) -> float:
+    return _good(point, name)[1] if isinstance(getattr(point, name), Figure) else 0.0
 
 
 def _size(point: SweepPoint) -> float:
