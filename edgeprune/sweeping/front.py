@@ -48,8 +48,8 @@ def recommended(points: Sequence[SweepPoint], *, budgets: bool) -> tuple[str | N
     """The name of the point to take, and why that one; None, and why none.
 
     Among those whose budgets hold (the gate judges bounds), the one whose speed-up is largest at the lower end of its
-    interval; of those whose intervals meet and end within two per cent of that, the one that keeps the most robust (then
-    clean) accuracy. The smallest file where no speed-up was measured.
+    interval; of those whose intervals meet and end within two per cent of that, the one that keeps the most robust
+    (then clean) accuracy. The smallest file where no speed-up was measured.
     """
     done = [point for point in points if point.status == "done"]
     if not done:
