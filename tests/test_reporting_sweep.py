@@ -65,6 +65,15 @@ def test_the_terminal_has_the_front_first_and_the_reasons() -> None:
     assert "edgeprune compress model.pt --criterion fast" in text
 
 
+def test_markdown_of_hundreds_of_points_fits_a_comment() -> None:
+    """The front first; the longest remarks cut; what is left out is counted."""
+    many = [point(f"{number}{'|' * 300}", 1 + number / 500, doubts=("*" * 900,)) for number in range(300)]
+    page = sweep_markdown(sweep_of(*many))
+    assert len(page) < 65_536
+    assert "| 300 |" in page  # the front
+    assert "260 more points stand in sweep.html and sweep.json" in page
+
+
 def test_a_point_that_fails_its_budgets_says_which() -> None:
     reason = "0 of 2 budgets hold; speedup may be as low as 1.1×, the limit is 1.4×"
     found = sweep_of(point("slow", verdict="failed").model_copy(update={"verdict_reason": reason}))

@@ -37,6 +37,7 @@ _SHOW: dict[str, Callable[[float], str]] = {
     "robust_accuracy": n.percent,
     "size_bytes": n.size,
 }
+_MOST, _LONGEST = 40, 140  # rows, and characters of a remark, that fit a comment of 65,536 whatever they say
 COLUMNS = ("speedup", "latency_ms", "accuracy", "robust_accuracy", "size_bytes")
 
 
@@ -137,26 +138,34 @@ def print_sweep(found: Sweep, console: Console) -> None:
 
 
 def sweep_markdown(found: Sweep) -> str:
-    """The same as Markdown, for a comment or a job summary."""
+    """The same as Markdown, short enough for a comment or a job summary: what is far behind is left out."""
+    everyone = lines(found)
+    shown = everyone[:_MOST]
     head = f"## {text(found.model)} for {text(found.target)}: {headline(found)}"
     rows = [
-        f"| {line.number} | {text(line.chosen)} | {' | '.join(_markdown(each) for each in line.cells)} "
-        f"| {line.gate} | {text(line.standing)} |"
-        for line in lines(found)
+        f"| {line.number} | {text(_cut(line.chosen))} | {' | '.join(_markdown(each) for each in line.cells)} "
+        f"| {line.gate} | {text(_cut(line.standing))} |"
+        for line in shown
     ]
     titles = ["#", "settings", *(_WORDS[name] for name in COLUMNS), "gate", "stands"]
     table = [f"| {' | '.join(titles)} |", f"|{' ---: |' * 1} --- |{' ---: |' * len(COLUMNS)} --- | --- |", *rows]
     notes = [
-        f"- point {line.number}: {text(note)}"
-        for line in lines(found)
+        f"- point {line.number}: {text(_cut(note))}"
+        for line in shown
         for note in (line.placed.reason, _fault(line), *line.point.doubts)
         if note
     ]
+    if more := len(everyone) - len(shown):
+        notes.append(f"- {more:,} more points stand in {FILES[0]} and {FILES[-1]}")
     last = ["", f"**{text(advice(found))}**"]
     if found.recommended is not None:
         last += ["", "```sh", found.point(found.recommended).command, "```"]
     by = f"Compared by {compared_by(found)} in {text(found.runtime)}."
     return "\n".join([head, "", by, "", *table, *(["", *notes] if notes else []), *last]) + "\n"
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 
 def write_sweep(found: Sweep, folder: Path) -> None:
