@@ -137,9 +137,11 @@ def _split(site: _Site) -> Split:
 
 
 def _how(site: _Site, split: Split) -> DistanceSearch:
+    from edgeprune.robustness.distances import TARGETS
+
     threat = site.robustness.threat
     return DistanceSearch(
-        attack="fmn",
+        attack=f"fmn and fab-t ({TARGETS} targets)",
         norm=threat.norm,
         steps=site.run.config.boundary.steps,
         restarts=1,

@@ -9,8 +9,8 @@ from attack_examples import budget_of, grid_images, labels_of, linear, silent, s
 from scipy import optimize
 
 from edgeprune import protocols
-from edgeprune.robustness.attacks.fmn import nearest
 from edgeprune.robustness.attacks.hyperplane import onto
+from edgeprune.robustness.attacks.nearest import nearest
 from edgeprune.robustness.norms import box, distances, project, random_starts, sparse_direction
 from edgeprune.robustness.suites import suite
 

@@ -22,7 +22,7 @@ from edgeprune.errors import DataError
 from edgeprune.files import replacing
 from edgeprune.robustness.archives import write_arrays
 from edgeprune.robustness.attacks import batch_size
-from edgeprune.robustness.attacks.fmn import nearest
+from edgeprune.robustness.attacks.nearest import nearest
 from edgeprune.robustness.evaluate import on_device, predict
 from edgeprune.robustness.norms import distances
 from edgeprune.robustness.verdicts import checked_logits, predictions
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 NORMS: Final = ("linf", "l2")
 """Norms that the search knows."""
+TARGETS = 4
+"""Classes that the search goes to one by one. With none, gtsrb_net_std's curve was up to 6 points above the attack at
+the points between (100 images), with 4 it met it at all five; the search took five times as long (10 s for 100)."""
 _ARRAYS = ("ids", "labels", "predictions", "distances")
 
 
@@ -121,7 +124,7 @@ def search(
         victim = Victim(
             source.session.logits, on_device(source.module, device), bounds, source.pull if device == "cpu" else None
         )
-        budget = AttackBudget(how.norm, 0.0, how.steps, how.restarts, how.seed)
+        budget = AttackBudget(how.norm, 0.0, how.steps, how.restarts, how.seed, targets=TARGETS)
         pixels, answers = torch.from_numpy(images[rows]), torch.from_numpy(clean[rows])
         found = nearest(victim, pixels, answers, budget, progress=lambda text, share: progress(text, 0.95 * share))
         progress("verifying the nearest points again", 0.95)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.gradients import climb, judged, logits_of
 from edgeprune.robustness.norms import Norm, random_starts, row_sizes
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
+
+if TYPE_CHECKING:
+    from edgeprune.robustness.attacks.nearest import Nearest
 
 LARGEST_BIAS, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
@@ -41,7 +45,7 @@ def fab_part(steps: int, restarts: int, targets: int | None) -> Part:
 
     def go(run: Run) -> Iterator[float]:
         count = 1 if targets is None else min(targets, run.rivals.shape[1])
-        return passes(run, _Rule(steps, restarts, targets is not None), restarts * count)
+        return passes(run, FabRule(steps, restarts, targets is not None), restarts * count)
 
     return Part("fab" if targets is None else "fab-t", 4.0 * steps * restarts * (targets or 1), True, go)
 
@@ -56,10 +60,13 @@ class _Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class FabRule:
+    """`found`: where the nearest adversarials are written, or None where only epsilon matters."""
+
     steps: int
     restarts: int
     targeted: bool
+    found: Nearest | None = None
     inside: bool = False
 
     def enter(self, run: Run, ids: Tensor, turn: int) -> _Pool:
@@ -73,6 +80,8 @@ class _Rule:
 
     def advance(self, run: Run, pool: _Pool, seen: Seen) -> _Pool:
         points = pool.points
+        if self.found is not None:
+            self.found.enter(pool, seen, run.budget.norm)
         if seen.wrong.any():  # crossed, but outside the ball: back towards the image
             crossed = per_image(torch.from_numpy(seen.wrong), points)
             points = torch.where(crossed, pool.origins + (points - pool.origins) * BACKWARD, points)

@@ -3,7 +3,7 @@
 M. Pintor, F. Roli, W. Brendel and B. Biggio, Fast minimum-norm adversarial attacks through adaptive norm constraints,
 NeurIPS 2021 (arXiv 2102.12827), algorithm 1, linf, l2 and l1, with its cosine schedules (step 1 to 0.01, change of
 radius 5 % to 0.1 %). Ours: the first jumps go that share beyond the linearised boundary, on which they would come to
-lie, and at the end the way back to the image is halved again and again, judged by the runtime.
+lie.
 """
 
 from __future__ import annotations
@@ -13,34 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgeprune.robustness.attacks.pool import passes, per_image
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
-from edgeprune.robustness.gradients import at_rest
-from edgeprune.robustness.norms import Norm, distances, random_starts, row_sizes
+from edgeprune.robustness.norms import Norm, random_starts, row_sizes
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
 if TYPE_CHECKING:
-    from edgeprune.types import Floats
-
-    Reals = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    from edgeprune.robustness.attacks.nearest import Nearest
 
 FIRST_STEP, LAST_STEP = 1.0, 0.01
 FIRST_CHANGE, LAST_CHANGE = 0.05, 0.001
-_HALVINGS = 12
 _DUAL: Mapping[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Nearest:
-    """distances: float64 (N,), 0 where the clean image is misclassified, inf where nothing was found. points: float32
-    (N, C, H, W), the adversarial at that distance, else the clean image."""
-
-    distances: Reals
-    points: Floats
 
 
 def fmn(victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress) -> AttackOutcome:
@@ -49,26 +35,9 @@ def fmn(victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *,
     return attack_with((part,), victim, images, labels, budget, progress)
 
 
-def nearest(victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, *, progress: Progress) -> Nearest:
-    """Distance of every image to the nearest adversarial that FMN finds; `budget.epsilon` is not used.
-
-    images: float32 (N, C, H, W), labels: int64 (N,). An upper bound of the true distance, judged by the runtime.
-    """
-    free = replace(budget, epsilon=0.0)
-    with torch.inference_mode(False), torch.no_grad(), at_rest(victim.module) as device:
-        run = Run.begin(victim, images, labels, free, device)
-        clean = run.images.numpy()
-        found = Nearest(np.where(run.ledger.fell, 0.0, np.inf), clean.copy())
-        for share in passes(run, _Rule(free.steps, found), free.restarts):
-            near = np.isfinite(found.distances)
-            progress(f"fmn: {int(near.sum())} of {len(images)} reached", share)
-        _tighten(run, found)
-    return found
-
-
 def fmn_part(steps: int, restarts: int) -> Part:
     """The part of a suite."""
-    return Part("fmn", 2.0 * steps * restarts, True, lambda run: passes(run, _Rule(steps), restarts))
+    return Part("fmn", 2.0 * steps * restarts, True, lambda run: passes(run, FmnRule(steps), restarts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +53,7 @@ class _Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class FmnRule:
     """`found`: where the nearest adversarials are written, or None where only epsilon matters."""
 
     steps: int
@@ -106,7 +75,7 @@ class _Rule:
         sizes = row_sizes(pool.points - pool.origins, norm)
         smallest = torch.where(wrong & (sizes < pool.smallest), sizes, pool.smallest)
         if self.found is not None:
-            _enter(self.found, pool, seen, norm)
+            self.found.enter(pool, seen, norm)
         labels = run.labels[pool.ids].to(run.device)
         margins, gradients, usable = run.climb(pool.points, seen, lambda logits: -_lead(logits, labels))
         first = pool.steps == 0
@@ -152,33 +121,3 @@ def _shrink_l1(delta: Tensor, radii: Tensor) -> Tensor:
     threshold = thresholds.gather(1, used - 1).clamp_min(0.0)
     shorter = torch.where(sizes.sum(1, keepdim=True) > radii[:, None], sizes - threshold, sizes).clamp_min(0.0)
     return shorter.view_as(delta) * delta.sign()
-
-
-def _enter(found: Nearest, pool: _Pool, seen: Seen, norm: Norm) -> None:
-    """Write down the misclassified points that are nearer than what was found before."""
-    if not seen.wrong.any():
-        return
-    rows = pool.ids.numpy()[seen.wrong]
-    points = pool.points.cpu().numpy()[seen.wrong]
-    sizes = distances(points, pool.origins.cpu().numpy()[seen.wrong], norm)
-    nearer = sizes < found.distances[rows]
-    found.distances[rows[nearer]], found.points[rows[nearer]] = sizes[nearer], points[nearer]
-
-
-def _tighten(run: Run, found: Nearest) -> None:
-    """Halve the way between the image and what was found, keeping the half whose far end is misclassified."""
-    ids = torch.from_numpy(np.flatnonzero(np.isfinite(found.distances) & (found.distances > 0)))
-    for start in range(0, len(ids), run.places):
-        part = ids[start : start + run.places]
-        rows, clean = part.numpy(), run.images[part].numpy()
-        whole = found.points[rows].copy()
-        low, high = np.zeros(len(rows)), np.ones(len(rows))
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            share = middle.reshape(-1, *([1] * (clean.ndim - 1)))
-            points = (clean + share * (whole - clean)).astype(np.float32)
-            wrong = run.judge(part, points, inside=False).wrong
-            low, high = np.where(wrong, low, middle), np.where(wrong, middle, high)
-            if wrong.any():
-                found.points[rows[wrong]] = points[wrong]
-                found.distances[rows[wrong]] = distances(points[wrong], clean[wrong], run.budget.norm)
