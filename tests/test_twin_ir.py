@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import openvino
+import openvino.opset10 as ops10
 import openvino.opset13 as ops
 import pytest
 import torch
@@ -33,6 +34,10 @@ def same(x: Any, kernel: Any, group: bool = False) -> Any:
 def fake_quantize(x: Any) -> Any:
     low, high = (ops.constant(np.float32(bound)) for bound in (-1.0, 1.5))
     return ops.fake_quantize(x, low, high, low, high, 16)
+
+
+def resized(x: Any, mode: str, by: str, target: np.ndarray) -> Any:
+    return ops.interpolate(x, ops.constant(target), mode, by, axes=whole(2, 3))
 
 
 def compressed(x: Any) -> Any:
@@ -72,6 +77,16 @@ BUILT: dict[str, Callable[[Any], Any]] = {
     "variadic": lambda x: ops.variadic_split(x, ops.constant(np.int64(1)), whole(1, -1)).output(1),
     "strided slice": lambda x: ops.strided_slice(x, whole(0, 1), whole(0, 4), whole(1, 2), [1, 0], [1, 0]),
     "slice": lambda x: ops.slice(x, whole(1), whole(5), whole(2), whole(3)),
+    "cumulative": lambda x: ops.cum_sum(x, ops.constant(np.int64(2)), False, True),
+    "einsum": lambda x: ops.einsum([x, ops.constant(numbers(6, 5))], "bchw,wk->bchk"),
+    "largest": lambda x: ops.topk(x, ops.constant(np.int64(3)), 1, "max", "value").output(0),
+    "smallest": lambda x: ops.topk(x, ops.constant(np.int64(2)), 3, "min", "value").output(0),
+    "nearest": lambda x: resized(x, "nearest", "scales", np.array([2.0, 1.5], np.float32)),
+    "linear": lambda x: resized(x, "linear_onnx", "sizes", np.array([9, 4], np.int64)),
+    "cubic": lambda x: resized(x, "cubic", "sizes", np.array([9, 7], np.int64)),
+    "scaled, version 4": lambda x: ops10.interpolate(
+        x, whole(9, 9), ops.constant(np.array([2.0, 1.5], np.float32)), "nearest", "scales", axes=whole(2, 3)
+    ),
     "gather": lambda x: ops.gather(x, whole(2, 0), ops.constant(np.int64(1))),
     "pad": lambda x: ops.pad(x, whole(0, 0, 1, 2), whole(0, 0, 0, 1), "reflect"),
     "broadcast": lambda x: ops.broadcast(ops.reduce_max(x, whole(3), keep_dims=True), whole(*SHAPE)),

@@ -42,6 +42,7 @@ _SAME = {
     **{"GroupConvolutionBackpropData": "ConvTranspose", "MaxPool": "MaxPool", "AvgPool": "AveragePool"},
     **{"Transpose": "Transpose", "Pad": "Pad", "BatchNormInference": "BatchNormalization", "Slice": "Slice"},
     **{"GroupNormalization": "GroupNormalization", "FloorMod": "Mod", "Range": "Range"},
+    **{"CumSum": "CumSum", "Einsum": "Einsum", "Interpolate": "Resize", "TopK": "TopK"},
 }
 """IR operator to ONNX's, where one rule serves both."""
 
@@ -150,6 +151,14 @@ def _translated(
         if order is None:
             raise Unsupported("Transpose (an order that is computed)")
         given, inputs = {"perm": [int(axis) for axis in order]}, inputs[:1]
+    if kind == "Interpolate":
+        axes = constants.get(inputs[-1]) if len(inputs) > 2 else torch.arange(len(op.get_input_partial_shape(0)))
+        if axes is None:
+            raise Unsupported("Interpolate (axes that are computed)")
+        by_sizes = str(given["shape_calculation_mode"]).lower() == "sizes"
+        wanted = inputs[1 if by_sizes or len(inputs) < 4 else 2]  # version 4 has sizes and scales, 11 one of both
+        given = {**given, "axes": axes.reshape(-1).tolist()}
+        inputs = (inputs[0], "", "", wanted) if by_sizes else (inputs[0], "", wanted)
     if kind == "LRN":
         inputs = inputs[:1]
     maker = _ATTRIBUTES.get(kind)
@@ -212,17 +221,38 @@ def _pad(given: Attributes) -> dict[str, Any]:
     return {"mode": mode}
 
 
+def _interpolate(given: Attributes) -> dict[str, Any]:
+    mode = str(given["mode"]).lower()
+    if mode not in ("nearest", "linear", "linear_onnx", "cubic") or any([*given["pads_begin"], *given["pads_end"]]):
+        raise Unsupported(f"Interpolate (mode={mode}, or padded)")
+    return {
+        "mode": mode.removesuffix("_onnx"),
+        "coordinate_transformation_mode": str(given["coordinate_transformation_mode"]).lower(),
+        "nearest_mode": str(given["nearest_mode"]).lower(),
+        "antialias": int(bool(given["antialias"])),
+        "cubic_coeff_a": float(given["cube_coeff"]),
+        "axes": given["axes"],
+    }
+
+
+def _top_k(given: Attributes) -> dict[str, Any]:
+    return {"axis": given["axis"], "largest": int(str(given["mode"]).lower() == "max")}
+
+
 _ATTRIBUTES: Mapping[str, Callable[[Attributes], dict[str, Any]]] = {
     **dict.fromkeys(("Convolution", "GroupConvolution", "ConvolutionBackpropData"), _window),
     **dict.fromkeys(("GroupConvolutionBackpropData", "MaxPool", "AvgPool"), _window),
     "BatchNormInference": lambda given: {"epsilon": given["epsilon"]},
+    "CumSum": lambda given: {name: int(bool(given[name])) for name in ("exclusive", "reverse")},
     "DepthToSpace": _depth_to_space,
     "FloorMod": lambda _given: {},
     "Gelu": _gelu,
+    "Interpolate": _interpolate,
     "LRN": lambda given: {name: given[name] for name in ("alpha", "beta", "bias", "size")},
     "Pad": _pad,
     "Reshape": lambda given: {"allowzero": int(not given.get("special_zero", False))},
     "ShapeOf": lambda _given: {},
     "SpaceToDepth": lambda given: {"blocksize": given["block_size"]},
+    "TopK": _top_k,
     "Transpose": dict,
 }
