@@ -54,7 +54,7 @@ class Limits(Section):
     size_bytes: Bytes | None = setting(None, "Largest file.", flag="max-size")
     size_ratio: Times | None = setting(None, "Largest file, as a share of the dense one.", flag="max-size-ratio")
     macs_ratio: Times | None = setting(None, "Most MACs, as a share of the dense network's.", flag="max-macs-ratio")
-    memory_bytes: Bytes | None = setting(None, "Largest peak memory of the timing process.", flag="max-memory")
+    memory_bytes: Bytes | None = setting(None, "Largest peak memory of a process that serves it.", flag="max-memory")
     warn: tuple[str, ...] = setting((), "Budgets that only warn.")
 
     @model_validator(mode="before")

@@ -301,8 +301,10 @@ def _speedup(case: Case, _limit: float) -> Iterable[Finding]:
 
 def _memory(case: Case, _limit: float) -> Iterable[Finding]:
     def peak(item: LatencyComparison) -> Finding:
-        basis = f"{size(item.peak_rss_bytes)} in the process that timed it, which held both files: at most that much"
-        return Finding(_place(item), item.peak_rss_bytes, item.peak_rss_bytes, basis=basis)
+        found = item.compressed.peak_rss_bytes if item.compressed else None
+        if found is None:
+            return Finding(_place(item), missing="its peak memory was not measured")
+        return Finding(_place(item), found, found, basis=f"{size(found)} in a process that served it alone")
 
     return _each_timing(case, peak)
 

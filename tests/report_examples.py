@@ -283,7 +283,6 @@ def example_latency(runtime: RuntimeInfo = ORT, **changes: Any) -> LatencyCompar
         "speedup": Ratio(value=ratio, interval=Interval(low=ratio * 0.97, high=ratio * 1.03)),
         "control": Ratio(value=1.002, interval=Interval(low=0.985, high=1.019)),
         "control_limit": 0.1,
-        "peak_rss_bytes": 96_000_000,
         "verdict": "faster",
     }
     return LatencyComparison(**{**fields, **changes})
@@ -317,6 +316,7 @@ def example_times(sha256: str, p50: float) -> LatencyStats:
         cold_start_ms=41.0,
         samples=6200,
         preempted=37,
+        peak_rss_bytes=96_000_000,
     )
 
 

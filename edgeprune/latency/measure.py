@@ -63,9 +63,11 @@ def measure(
     bench: Bench,
     seed: int,
     progress: Progress,
+    memory: bool = True,
 ) -> LatencyComparison:
-    """Time both files (or `dense` alone) in interleaved blocks on the bench's device.
+    """Time both files (or `dense` alone) in interleaved blocks on the bench's device, and find what memory each takes.
 
+    With `memory`, each file is served once more by a process of its own, which says how much it held at most.
     images: float32 (M, C, H, W) pixels, M >= 1; batches are drawn from them. Errors: DataError (images),
     UsageError (unknown runtime, more threads than cores), MeasurementError (a process died, a file changed),
     InconclusiveError (fewer than two undisturbed rounds), and those of the device. A machine that is merely too
@@ -99,7 +101,23 @@ def measure(
             return compare(samples, request, bench.target, kind=device.kind, control_limit=limit, error=plan.error)
 
         found = stopping.run(plan, more, judge, lambda: time.monotonic() * 1000)
+        if memory:
+            found = _with_memory(found, request, device)
     return found.model_copy(update={"machine": device.machine})
+
+
+def _with_memory(found: LatencyComparison, request: LatencyRequest, device: protocols.Device) -> LatencyComparison:
+    """The comparison, with the peak memory of each file served alone."""
+
+    def alone(file: LatencyFile) -> int:
+        short = {"compressed": None, "control": False, "processes": 1, "blocks": 2, "iterations": 8}
+        blocks = device.measure(request.model_copy(update={"dense": file, **short}), progress=lambda *_: None)
+        return max(block.peak_rss_bytes for block in blocks)
+
+    sides = {"dense": found.dense.model_copy(update={"peak_rss_bytes": alone(request.dense)})}
+    if found.compressed is not None and request.compressed is not None:
+        sides["compressed"] = found.compressed.model_copy(update={"peak_rss_bytes": alone(request.compressed)})
+    return found.model_copy(update=sides)
 
 
 def quick_ratio(
@@ -114,7 +132,9 @@ def quick_ratio(
     """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report."""
     short = settings.model_copy(update=SHORT)
     bench = Bench("quick", device)
-    result = measure(dense, compressed, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None)
+    result = measure(
+        dense, compressed, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None, memory=False
+    )
     assert result.speedup is not None
     assert result.compressed is not None
     return QuickRatio(
@@ -137,7 +157,7 @@ def p50_alone(
     """p50 of one file in ms from a short run: an anchor for estimates, not for a report."""
     short = settings.model_copy(update={**SHORT, "processes": 2})
     bench = Bench("anchor", device)
-    found = measure(file, None, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None)
+    found = measure(file, None, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None, memory=False)
     return found.dense.p50_ms
 
 

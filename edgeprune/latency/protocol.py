@@ -109,7 +109,6 @@ def compare(
         speedup=speedup,
         control=control,
         control_limit=control_limit,
-        peak_rss_bytes=max(block.peak_rss_bytes for block in samples),
         verdict=verdict,
         notes=notes,
         drift=drift,

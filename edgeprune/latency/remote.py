@@ -76,7 +76,9 @@ class Attached:
         Errors: DeviceError (lost and not found again, no runtime, no room), MeasurementError (a runtime refused a file
         or died), UsageError (more threads than cores).
         """
-        files = {"dense": request.dense, "control": request.dense}
+        files = {"dense": request.dense}
+        if request.control:
+            files["control"] = request.dense
         if request.compressed is not None:
             files["compressed"] = request.compressed
         images = sent_alone(Path(request.images), sha256_of(Path(request.images)), self.settings.folder)

@@ -111,7 +111,9 @@ def _label(label: str) -> Label:
 
 
 def _files(request: LatencyRequest) -> dict[str, LatencyFile]:
-    files = {"dense": request.dense, "control": request.dense}
+    files = {"dense": request.dense}
+    if request.control:
+        files["control"] = request.dense
     if request.compressed is not None:
         files["compressed"] = request.compressed
     return files

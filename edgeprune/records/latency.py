@@ -26,7 +26,8 @@ class LatencyRequest(Record):
 
     `compressed` None times one file alone (the A/A control remains). `images` is an .npy of float32 pixels
     (M, C, H, W) to draw batches from. Processes are numbered from `first`, so that a run can be added to; a block holds
-    `iterations` runs where that is set, else as many as fill `block_ms`.
+    `iterations` runs where that is set, else as many as fill `block_ms`. Without `control` the dense file is opened
+    once and no more: a process that holds nothing else tells what memory it takes.
     """
 
     runtime: str
@@ -41,6 +42,7 @@ class LatencyRequest(Record):
     seed: int = 0
     first: int = 0
     iterations: int | None = None
+    control: bool = True
 
 
 class BlockSamples(Record):
@@ -48,7 +50,7 @@ class BlockSamples(Record):
 
     Every round holds one block of each label, in random order: blocks of one round are neighbours in time.
     `cores` the process was pinned to (empty: the system cannot pin); `settled` False when the warm-up reached its
-    cap before this file's times settled. `peak_rss_bytes` is the process's, which holds all files. `cold_start_ms` is
+    cap before this file's times settled. `peak_rss_bytes` is the process's, with all that it holds. `cold_start_ms` is
     `load_ms` and `first_ms` (the first inference) together. `started_s` counts from the process's first block;
     `heat` is before and after all blocks of the process.
     """
@@ -77,6 +79,7 @@ class LatencyStats(Record):
     half did, the figures hold them, too, and the comparison is inconclusive. `p90_interval` is None where p90 is, and
     in a single process. `cold_start_ms` (load and first inference, also given apart) is the median of the processes.
     `throughput_per_s` is in images, one inference after the other. `size_bytes` of the file and its companions.
+    `peak_rss_bytes` is the peak resident memory of a process that serves this file alone, runtime included.
     """
 
     sha256: Sha256
@@ -93,6 +96,7 @@ class LatencyStats(Record):
     load_ms: float | None = None
     first_ms: float | None = None
     size_bytes: int | None = None
+    peak_rss_bytes: int | None = None
 
 
 class Ratio(Record):
@@ -140,8 +144,8 @@ class LatencyComparison(Record):
     `speedup` is dense over compressed, from pairs of neighbouring blocks. `control` is the same for dense against
     dense, so it shows the error of the method: when its interval is wider than `control_limit` or misses 1, the
     verdict is inconclusive, and a difference counts only beyond it. `notes` say why a verdict is inconclusive and
-    what else was odd. `peak_rss_bytes` is the largest of the timing processes, which hold both files. `machine` is the
-    device where it is not the machine of the report. `stopped` says why timing ended when it did.
+    what else was odd. `machine` is the device where it is not the machine of the report. `stopped` says why
+    timing ended when it did.
     """
 
     kind: Literal["measured-local", "measured-remote"]
@@ -155,7 +159,6 @@ class LatencyComparison(Record):
     speedup: Ratio | None
     control: Ratio
     control_limit: float
-    peak_rss_bytes: int
     verdict: Literal["faster", "slower", "no significant difference", "inconclusive", "alone"]
     notes: tuple[str, ...] = ()
     machine: Environment | None = None

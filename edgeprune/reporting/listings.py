@@ -100,10 +100,7 @@ def print_measured(found: Measured, console: Console) -> None:
     if latency.speedup:
         low, high = latency.speedup.interval.low, latency.speedup.interval.high
         console.print(f"speed-up {latency.speedup.value:.3f}x ({low:.3f} to {high:.3f}): {latency.verdict}")
-    console.print(
-        f"A/A control {control.value:.3f}x ({control.interval.low:.3f} to {control.interval.high:.3f}); "
-        f"peak memory {latency.peak_rss_bytes / 1e6:,.0f} MB"
-    )
+    console.print(f"A/A control {control.value:.3f}x ({control.interval.low:.3f} to {control.interval.high:.3f})")
     if latency.stopped:
         console.print(f"stopped because {latency.stopped}", markup=False)
     for note in latency.notes:
@@ -258,6 +255,8 @@ def _machine(machine: Environment) -> str:
 def _start(name: str, stats: LatencyStats) -> str:
     """Size and cold start of a file in a line."""
     size = "" if stats.size_bytes is None else f"{stats.size_bytes / 1000:,.0f} kB; "
+    if stats.peak_rss_bytes is not None:
+        size += f"peak memory of a process that serves it {stats.peak_rss_bytes / 1e6:,.0f} MB; "
     if stats.load_ms is None or stats.first_ms is None:
         return f"{name}: {size}cold start {_whole(stats.cold_start_ms)} ms"
     return f"{name}: {size}cold start: load {_whole(stats.load_ms)} ms, first inference {_whole(stats.first_ms)} ms"

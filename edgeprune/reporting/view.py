@@ -161,6 +161,7 @@ def changes(report: Report) -> tuple[Change, ...]:
         *_accuracy(report.accuracy),
         _robust(report.robustness),
         *_sizes(report),
+        *_memory(report.latency),
         _counted("MACs", "", plan.dense_macs, plan.macs),
         _counted("Parameters", "", plan.dense_parameters, plan.parameters),
         _counted("Channels", "of the prunable groups", width, kept),
@@ -399,6 +400,17 @@ def _sizes(report: Report) -> tuple[Change, ...]:
             Change("File size", files, Figure(n.size(before.total_bytes)), Figure(n.size(after.total_bytes)), change)
         )
     return tuple(rows) or (Change("File size", "", missing="no compressed file was exported"),)
+
+
+def _memory(latency: tuple[LatencyComparison, ...] | Unmeasured) -> tuple[Change, ...]:
+    """Peak memory of a process that serves each file, where it was looked at."""
+    rows = []
+    for item in () if isinstance(latency, Unmeasured) else latency:
+        before, after = item.dense.peak_rss_bytes, item.compressed.peak_rss_bytes if item.compressed else None
+        if before is not None and after is not None:
+            sides = Figure(n.size(before)), Figure(n.size(after))
+            rows.append(Change("Peak memory", place(item), *sides, Figure(n.change(before, after))))
+    return tuple(rows)
 
 
 def shipped(artifact: Artifact) -> str:
