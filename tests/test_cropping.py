@@ -14,10 +14,9 @@ from edgeprune.config import ModelConfig
 from edgeprune.errors import PruningError
 from edgeprune.models import load, save
 from edgeprune.pruning.criteria import l2
-from edgeprune.pruning.cropping import CARRIED, MADE, Cropped, crop
+from edgeprune.pruning.cropping import Cropped, crop
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import apply, make_plan
-from edgeprune.pruning.surgery import Place
 from edgeprune.types import Goal, ModelBundle
 
 
@@ -116,7 +115,7 @@ def test_crop_knows_where_channels_are_after_others_have_gone(
     made: list[int], carried: list[int], left: list[int]
 ) -> None:
     network = nn.Sequential(Padded(4, 4))
-    crop(network, {Place("0", MADE, "out", 0): made, Place("0", CARRIED, "out", 0): carried})
+    crop(network, {"0": made}, {"0": carried})
     values = torch.arange(1.0, 5.0 - len(carried)).view(1, -1, 1, 1)
     whole = nn.functional.pad(values, (0, 0, 0, 0, 4, 4))
     assert torch.equal(network(values), whole[:, left])
@@ -125,8 +124,8 @@ def test_crop_knows_where_channels_are_after_others_have_gone(
 
 def test_second_crop_counts_what_comes_out() -> None:
     network = nn.Sequential(Padded(4, 4))
-    crop(network, {Place("0", MADE, "out", 0): [0, 1]})
-    crop(network, {Place("0", MADE, "out", 0): [0, 9], Place("0", CARRIED, "out", 0): [2]})
+    crop(network, {"0": [0, 1]}, {})
+    crop(network, {"0": [0, 9]}, {"0": [2]})
     values = torch.arange(1.0, 4.0).view(1, -1, 1, 1)
     assert network(values).flatten().tolist() == [0, 1, 2, 3, 0, 0, 0]
     assert network[0].gone == (0, 1, 2, 10)
@@ -134,4 +133,4 @@ def test_second_crop_counts_what_comes_out() -> None:
 
 def test_module_that_is_not_there_is_an_error() -> None:
     with pytest.raises(PruningError, match="no such module"):
-        crop(nn.Sequential(), {Place("9", MADE, "out", 0): [0]})
+        crop(nn.Sequential(), {"9": [0]}, {})

@@ -6,17 +6,12 @@ stay. It is the shortcut of a ResNet for CIFAR (He et al. 2016, option A) that n
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import PruningError
-
-if TYPE_CHECKING:
-    from edgeprune.pruning.surgery import Place
 
 MADE, CARRIED = "MADE", "CARRIED"
 """Kinds of members: channels that the module makes itself, and those that it hands on from another layer."""
@@ -41,24 +36,22 @@ class Cropped(nn.Module):
         return made.index_select(1, torch.tensor(kept, device=made.device))
 
 
-def crop(module: nn.Module, places: Mapping[Place, Sequence[int]]) -> None:
-    """Leave out channels behind modules, in place; `places` are those of the kinds MADE and CARRIED.
+def crop(module: nn.Module, made: Mapping[str, Sequence[int]], carried: Mapping[str, Sequence[int]]) -> None:
+    """Leave out channels behind modules, in place; both map a module's name to indices of what comes out of it.
 
-    Errors: PruningError for a channel that a module does not have.
+    `made` are those that the module makes itself, `carried` those that it hands on and no longer gets.
+    Errors: PruningError for a module that is not there.
     """
-    going: dict[str, dict[str, list[int]]] = defaultdict(lambda: {MADE: [], CARRIED: []})
-    for place, indices in places.items():
-        going[place.name][place.kind] += indices
-    for name, parts in going.items():
+    for name in dict.fromkeys((*made, *carried)):
         owner, _, leaf = name.rpartition(".")
         parent = module.get_submodule(owner)
         found = parent._modules.get(leaf)
         if found is None:
             raise PruningError(f"cannot cut {name}: there is no such module")
         inner, before = (found.inner, found.gone) if isinstance(found, Cropped) else (found, ())
-        carried = {_inside(index, before) for index in parts[CARRIED]}
-        gone = {*before, *(_inside(index, before) for index in parts[MADE])}
-        shifted = [index - sum(other < index for other in carried) for index in gone]
+        missing = {_inside(index, before) for index in carried.get(name, ())}
+        gone = {*before, *(_inside(index, before) for index in made.get(name, ()))}
+        shifted = [index - sum(other < index for other in missing) for index in gone]
         parent._modules[leaf] = Cropped(inner, shifted) if shifted else inner
 
 

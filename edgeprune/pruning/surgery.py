@@ -51,9 +51,10 @@ def cut(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share
     all_places = collect(groups, removals).items()
     places = {place: indices for place, indices in all_places if place.role != "zero" and place.kind not in _APART}
     scaled = _scales(groups, removals)
-    made = _edited(module, places, _cut, share=share, scaled=scaled)
-    crop(made, {place: indices for place, indices in all_places if place.kind in (MADE, CARRIED)})
-    return made
+    shorter = _edited(module, places, _cut, share=share, scaled=scaled)
+    made, carried = ({p.name: gone for p, gone in all_places if p.kind == kind} for kind in (MADE, CARRIED))
+    crop(shorter, made, carried)
+    return shorter
 
 
 def silence(module: nn.Module, groups: Sequence[Group], removals: Removals, *, share: bool = False) -> nn.Module:
