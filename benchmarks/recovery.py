@@ -2,6 +2,7 @@
 
     python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
         [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500] [--estimate]
+        [--ratio 0.5]
     python benchmarks/recovery.py --shared DIR --throughput
 
 The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
@@ -11,6 +12,7 @@ clean accuracy and robust accuracy (`--attack`, the standard suite unless told) 
 images; the speed-up is measured against the dense file. Prints a table and writes JSON after every run; what is in the
 file is not done again. The recipe is distill, and robust-distill as well where the network was trained for robustness.
 
+--ratio: both arms lose this share of every layer's channels, widths on multiples of 8: what recovery alone makes of it.
 --estimate: how many runs are missing, and for about how long, by the wall time of those in the file; nothing is run.
 Keyword spotting has one file of 500 patterns: 350 are for training, 150 for the figures.
 
@@ -48,7 +50,7 @@ from edgeprune.planning import Range, Wish, plan_for
 from edgeprune.pruning.aim import aim_among
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
-from edgeprune.pruning.plan import apply, kept_outputs
+from edgeprune.pruning.plan import allocate, apply, kept_outputs, make_plan
 from edgeprune.recovery.images import images_of, shuffled
 from edgeprune.recovery.learner import optimizer_of
 from edgeprune.recovery.precision import choose
@@ -100,6 +102,7 @@ class Case:
     range: Range
     attack: AttackConfig
     recipes: tuple[str, ...]
+    ratio: float | None
 
 
 def opened(name: str, options: argparse.Namespace) -> Case:
@@ -122,7 +125,7 @@ def opened(name: str, options: argparse.Namespace) -> Case:
     images = test.source.read(test.ids[:256])
     attack = AttackConfig(attack=options.attack, eps=source.eps, samples=min(options.samples, len(test)))
     timing = Range(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0)
-    return Case(name, dense, train, test, timing, attack, options.recipes or source.recipes)
+    return Case(name, dense, train, test, timing, attack, options.recipes or source.recipes, options.ratio)
 
 
 def keywords(source: Path, path: Path, bounds: tuple[float, float]) -> None:
@@ -142,7 +145,12 @@ def keywords(source: Path, path: Path, bounds: tuple[float, float]) -> None:
 
 def ours(case: Case, speedup: float, console: TerminalConsole) -> tuple[ModelBundle, dict[str, tuple[int, ...]]]:
     """edgeprune's pruned network, and what each layer kept."""
-    graph, settings = trace(case.dense), PruneConfig(speedup=speedup)
+    graph = trace(case.dense)
+    if case.ratio:
+        goal, scores = Goal("ratio", case.ratio), protocols.find("criterion", "l2")(case.dense, graph, None, seed=0)
+        fixed = make_plan(case.dense, graph, scores, allocate(graph, scores, goal, 8), goal, 8, 0)
+        return apply(fixed, case.dense, graph), kept_outputs(fixed, graph)
+    settings = PruneConfig(speedup=speedup)
     wish = Wish(settings.goal(), settings, 8, Rules(settings.ranking), case.train, 0)
     plan = plan_for(case.dense, graph, wish, case.range, console)
     return apply(plan, case.dense, graph), kept_outputs(plan, graph)
@@ -158,6 +166,8 @@ def stock(case: Case, speedup: float) -> ModelBundle:
         tp.pruner.BasePruner(module, example, importance, pruning_ratio=ratio, ignored_layers=last, round_to=8).step()
         return dataclasses.replace(case.dense, module=module.eval(), digest=digest(module))
 
+    if case.ratio:
+        return at(case.ratio)
     made = {ratio: at(ratio) for ratio in np.linspace(0.05, 0.9, 18).round(3)}
     shape = case.dense.input_shape
 
@@ -241,8 +251,8 @@ def configured(recipe: str, case: Case, **more: Any) -> RecoverConfig:
 def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], console: TerminalConsole) -> None:
     """The peer and every recipe in the peer's minutes, for each speed-up and seed. Writes after every run."""
     store(options, results, f"{case.name} / dense", "0", lambda: judged(case, case.dense, 0))
-    for speedup in options.speedups:
-        head = f"{case.name} / {speedup:g}x"
+    for speedup in options.speedups if case.ratio is None else [0.0]:
+        head = f"{case.name} / " + (f"{speedup:g}x" if case.ratio is None else f"ratio {case.ratio:g}")
         peer, (mine, kept) = stock(case, speedup), ours(case, speedup, console)
         for seed in options.seeds:
 
@@ -272,7 +282,8 @@ def unlabelled(case: Case, options: argparse.Namespace, results: dict[str, Any],
         for recipe in ("none", "calibrate", "distill", "robust-distill"):
             settings = configured(recipe, case, labels=False, epochs=options.epochs)
             task = Task(settings, few, seed, kept=kept)
-            key = f"{case.name} / {options.speedups[0]:g}x / {options.unlabelled} unlabelled / {recipe}"
+            goal = f"{options.speedups[0]:g}x" if case.ratio is None else f"ratio {case.ratio:g}"
+            key = f"{case.name} / {goal} / {options.unlabelled} unlabelled / {recipe}"
             store(options, results, key, str(seed), partial(won, case, mine, task))
 
 
@@ -354,7 +365,7 @@ def estimate(options: argparse.Namespace, results: dict[str, Any]) -> str:
     lines = []
     for name in options.networks:
         arms = (4 if options.unlabelled else 1 + len(options.recipes or CASES[name].recipes)) * len(options.seeds)
-        planned = arms if options.unlabelled else 1 + arms * len(options.speedups)
+        planned = arms if options.unlabelled else 1 + arms * (1 if options.ratio else len(options.speedups))
         walls = [run["wall"] for key, runs in results.items() if key.startswith(name) for run in runs.values()]
         missing = max(0, planned - len(walls))
         said = f"about {missing * statistics.mean(walls) / 60:.0f} min" if walls else "none was made to go by"
@@ -369,6 +380,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("recovery.json"))
     parser.add_argument("--networks", type=lambda text: text.split(","), default=list(CASES))
     parser.add_argument("--speedups", type=lambda text: [float(part) for part in text.split(",")], default=[2.0, 2.8])
+    parser.add_argument("--ratio", type=float, default=None, help="of channels, in place of speed-ups")
     parser.add_argument("--recipes", type=lambda text: tuple(text.split(",")), default=(), help="for every network")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--attack", default="standard")
