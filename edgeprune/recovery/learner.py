@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from edgeprune.recovery.muon import muon
+from edgeprune.recovery.settings import RecoverConfig
 
 State = dict[str, torch.Tensor]
 Saved = tuple[State, dict[str, Any], State]
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
-_RATES = {("muon", True): 0.02, ("muon", False): 0.02, ("sgd", True): 0.05, ("sgd", False): 0.01}
+_RATE, _ROBUST_RATE = 0.02, 0.014
+_SGD_RATE, _SGD_RATE_WITHOUT_NORM = 0.05, 0.01
 
 
 @dataclass(slots=True)
@@ -76,9 +78,11 @@ def optimizer_of(network: nn.Module, kind: str = "muon") -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=0.0, momentum=_MOMENTUM, nesterov=True)
 
 
-def peak_rate(network: nn.Module, wanted: float | None, kind: str = "muon") -> float:
-    """The peak of the schedule: what was asked for, or what suits the optimizer, and a network with(out) batch norm."""
-    return wanted or _RATES[kind, has_norm(network)]
+def peak_rate(network: nn.Module, settings: RecoverConfig) -> float:
+    """The peak of the schedule: what was asked for, or what suits the optimizer, the network and the recipe."""
+    if settings.optimizer == "sgd":
+        return settings.learning_rate or (_SGD_RATE if has_norm(network) else _SGD_RATE_WITHOUT_NORM)
+    return settings.learning_rate or (_ROBUST_RATE if settings.robust else _RATE)
 
 
 def has_norm(network: nn.Module) -> bool:

@@ -34,7 +34,7 @@ class RecoverConfig(Section):
     )
     learning_rate: float | None = setting(
         None,
-        "Peak of the schedule (default: muon 0.02; sgd 0.05, without batch norm 0.01).",
+        "Peak of the schedule (default: muon 0.02, robust recipes 0.014; sgd 0.05, without batch norm 0.01).",
         flag="recover-learning-rate",
         gt=0,
     )

@@ -93,7 +93,7 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
             except _DivergedError as error:
                 learner.restore(saved)
                 course.spent = pace.elapsed()
-                _lower_rate(course, str(error), peak_rate(network, settings.learning_rate, settings.optimizer))
+                _lower_rate(course, str(error), peak_rate(network, settings))
                 continue
             done = pace.done(learner.epoch + 1, 0, 1)
             if _overfitted(learner, workshop, done):
@@ -163,7 +163,7 @@ def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress 
     """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
     lesson, course, epoch = workshop.lesson, learner.course, learner.epoch
     settings, network = lesson.settings, learner.network
-    peak = peak_rate(network, settings.learning_rate, settings.optimizer) * course.rate
+    peak = peak_rate(network, settings) * course.rate
     batches = shuffled(len(lesson.images), workshop.seed + epoch, settings.batch_size)
     torch.manual_seed(_mixed(workshop.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
     network.train()
