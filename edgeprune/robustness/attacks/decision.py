@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
     Reals = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+T = TypeVar("T")
+Walk: TypeAlias = "Generator[Floats, Bools, T]"
+"""Asks about points (M, C, H, W) of one image, and is sent which of them are misclassified."""
 
 _CLOSE = 1e-3  # of the pixel range: a ray's length is known when it is bracketed this closely
 _ROUNDING = 2.0**-23  # what float32 may add to a length; twice what it can
@@ -155,48 +159,70 @@ def _next_ray(found: _Rays, row: int, span: float) -> None:
 
 
 def _hops(run: Run, ids: Tensor, restart: int, queries: int) -> Iterator[int]:
-    """HopSkipJump on the images `ids`, each for itself; yields after each round of questions."""
-    asked = 0
-    for place in range(len(ids)):
-        for spent in _hop(run, ids[place : place + 1], restart, queries):
-            yield int(asked + spent / len(ids))
-        asked += queries // len(ids)
+    """HopSkipJump on the images `ids`; yields after each round of questions.
+
+    Each image walks for itself, and only asks when it needs to: what all of them ask at one time goes to the runtime
+    together.
+    """
+    walks = {place: _hop(run, ids[place : place + 1], restart, queries) for place in range(len(ids))}
+    spent = np.zeros(len(ids), np.int64)
+    asked = {place: next(walk) for place, walk in walks.items()}
+    while asked:
+        answers = _answers(run, ids, asked)
+        for place, wrong in answers.items():
+            spent[place] += len(wrong)
+            try:
+                asked[place] = walks[place].send(wrong)
+            except StopIteration:
+                del asked[place]
+                spent[place] = queries
+        yield int(spent.mean())
 
 
-def _hop(run: Run, one: Tensor, restart: int, queries: int) -> Iterator[int]:
-    """One image: its probes around a boundary point are one batch, so that nothing is lost by taking it alone."""
+def _answers(run: Run, ids: Tensor, asked: dict[int, Floats]) -> dict[int, Bools]:
+    """Which of the points of each image are misclassified, wherever they are: `run.places` at a time."""
+    counts = [len(points) for points in asked.values()]
+    points, owners = np.concatenate(list(asked.values())), np.repeat(np.array(list(asked), np.int64), counts)
+    wrong = [
+        run.judge(ids[torch.from_numpy(owners[part])], points[part], inside=False).wrong
+        for part in (slice(start, start + run.places) for start in range(0, len(points), run.places))
+    ]
+    return dict(zip(asked, np.split(np.concatenate(wrong), np.cumsum(counts)[:-1]), strict=True))
+
+
+def _hop(run: Run, one: Tensor, restart: int, queries: int) -> Walk[None]:
+    """One image."""
     image, norm, left = run.images[one].numpy(), run.budget.norm, queries
     draw = _generator("hops", run, restart, image[0])
-    point, left = _start(run, one, draw, left)
+    point, left = yield from _start(run, draw, left)
     if point is None or not _stands(run, one):
         return
     size, rounds = image[0].size, 0
     width = 1.0 / (size if norm == "l2" else size**1.5)
     while left > 0 and _stands(run, one):
-        point, left = _to_boundary(run, one, point, max(width, 1e-4), left)
+        point, left = yield from _to_boundary(run, one, point, max(width, 1e-4), left)
         rounds += 1
         if left <= 0 or not _stands(run, one):
             break
         count = min(int(_FIRST_PROBES * math.sqrt(rounds)), _MOST_PROBES, left)
         distance = float(distances(point, image, norm)[0])
-        normal = _normal(run, one, point, draw, count, distance * math.sqrt(size) * width)
+        normal = yield from _normal(run, point, draw, count, distance * math.sqrt(size) * width)
         left -= count
-        point, left = _step(run, one, point, normal, distance / math.sqrt(rounds), left)
-        yield queries - left
+        point, left = yield from _step(run, one, point, normal, distance / math.sqrt(rounds), left)
 
 
-def _start(run: Run, one: Tensor, draw: np.random.Generator, left: int) -> tuple[Floats | None, int]:
+def _start(run: Run, draw: np.random.Generator, left: int) -> Walk[tuple[Floats | None, int]]:
     """A misclassified point: a random image; None where `_START_TRIALS` of them are classified as this one is."""
     low, high = run.victim.bounds
     shape = tuple(run.images.shape[1:])
     noise = (low + draw.random((_START_TRIALS, *shape)) * (high - low)).astype(np.float32)
     extremes = [np.full(shape, bound, np.float32) for bound in (low, high)]
     points = np.stack([*extremes, *noise])[: max(left, 1)]
-    wrong = np.flatnonzero(_wrong(run, one, points))
+    wrong = np.flatnonzero((yield points))
     return (points[wrong[:1]] if len(wrong) else None), left - len(points)
 
 
-def _to_boundary(run: Run, one: Tensor, point: Floats, width: float, left: int) -> tuple[Floats, int]:
+def _to_boundary(run: Run, one: Tensor, point: Floats, width: float, left: int) -> Walk[tuple[Floats, int]]:
     """Halve the way to the image until the last right and the first wrong point are `width` of it apart."""
     image, low, high = run.images[one].numpy(), 0.0, 1.0
     best = point
@@ -204,27 +230,27 @@ def _to_boundary(run: Run, one: Tensor, point: Floats, width: float, left: int) 
         middle = (low + high) / 2
         tried = (image + np.float32(middle) * (point - image)).astype(np.float32)
         left -= 1
-        if _wrong(run, one, tried)[0]:
+        if (yield tried)[0]:
             best, high = tried, middle
         else:
             low = middle
     return best, left
 
 
-def _normal(run: Run, one: Tensor, point: Floats, draw: np.random.Generator, count: int, length: float) -> Floats:
+def _normal(run: Run, point: Floats, draw: np.random.Generator, count: int, length: float) -> Walk[Floats]:
     """The direction of more wrong answers, estimated from `count` labels around a boundary point (eq. 16 there)."""
     directions = draw.standard_normal((count, *point.shape[1:])).astype(np.float32)
     sizes = np.sqrt((directions.reshape(count, -1) ** 2).sum(1)).reshape(-1, *[1] * (point.ndim - 1))
     directions /= sizes
     low, high = (np.float32(bound) for bound in run.victim.bounds)
     probes = np.clip(point + np.float32(length) * directions, low, high)
-    answers = np.where(_wrong(run, one, probes), 1.0, -1.0)
+    answers = np.where((yield probes), 1.0, -1.0)
     weights = answers if abs(answers.mean()) == 1 else answers - answers.mean()
     normal = np.tensordot(weights.astype(np.float32), directions, 1)
     return np.asarray(normal / max(float(np.linalg.norm(normal)), 1e-12), np.float32)
 
 
-def _step(run: Run, one: Tensor, point: Floats, normal: Floats, length: float, left: int) -> tuple[Floats, int]:
+def _step(run: Run, one: Tensor, point: Floats, normal: Floats, length: float, left: int) -> Walk[tuple[Floats, int]]:
     """Along the normal, halving the step until the point is misclassified; the point itself where no step is."""
     low, high = (np.float32(bound) for bound in run.victim.bounds)
     for _ in range(12):
@@ -232,7 +258,7 @@ def _step(run: Run, one: Tensor, point: Floats, normal: Floats, length: float, l
             break
         tried = np.clip(point + np.float32(length) * normal, low, high).astype(np.float32)
         left -= 1
-        if _wrong(run, one, tried)[0]:
+        if (yield tried)[0]:
             return tried, left
         length /= 2
     return point, left
@@ -240,15 +266,6 @@ def _step(run: Run, one: Tensor, point: Floats, normal: Floats, length: float, l
 
 def _stands(run: Run, one: Tensor) -> bool:
     return not bool(run.ledger.fell[int(one[0])])
-
-
-def _wrong(run: Run, one: Tensor, points: Floats) -> Bools:
-    """Which of the points (M, C, H, W) of one image are misclassified, wherever they are."""
-    parts = []
-    for start in range(0, len(points), run.places):
-        part = points[start : start + run.places]
-        parts.append(run.judge(one.expand(len(part)), part, inside=False).wrong)
-    return np.concatenate(parts)
 
 
 def _generator(what: str, run: Run, restart: int, image: Floats) -> np.random.Generator:
