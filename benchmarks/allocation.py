@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -43,7 +44,7 @@ from edgeprune.data import open_split
 from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
 from edgeprune.planning import Range, Wish, plan_for
-from edgeprune.pruning.aim import aim_among
+from edgeprune.pruning.aim import aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import apply
@@ -151,7 +152,8 @@ def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> ModelBundle:
         return min((low, high), key=lambda ratio: abs(math.log(at(ratio)[1] / share)))
 
     with case.range.opened() as timed:
-        found = aim_among(goal, propose, lambda ratio: at(ratio)[1], lambda ratio: timed(at(ratio)[0]))
+        known = partial(settled, goal)
+        found = aim_among(goal, propose, lambda ratio: at(ratio)[1], lambda ratio: timed(at(ratio)[0], known))
     return at(found.widths)[0]
 
 

@@ -47,7 +47,7 @@ from edgeprune.data import open_split
 from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
 from edgeprune.planning import Range, Wish, plan_for
-from edgeprune.pruning.aim import aim_among
+from edgeprune.pruning.aim import aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, kept_outputs, make_plan
@@ -175,12 +175,13 @@ def stock(case: Case, speedup: float) -> ModelBundle:
         return float(tp.utils.count_ops_and_params(bundle.module, torch.zeros(1, *shape))[0])
 
     shares = {ratio: macs(bundle) / macs(case.dense) for ratio, bundle in made.items()}
+    goal = Goal("speedup", speedup)
     with case.range.opened() as timed:
         found = aim_among(
-            Goal("speedup", speedup),
+            goal,
             lambda share: min(shares, key=lambda ratio: abs(shares[ratio] - share)),
             lambda ratio: shares[ratio],
-            lambda ratio: timed(made[ratio]),
+            lambda ratio: timed(made[ratio], partial(settled, goal)),
         )
     return made[found.widths]
 

@@ -10,9 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
@@ -21,7 +21,7 @@ from edgeprune.console import Console
 from edgeprune.errors import MeasurementError
 from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.records import Artifact, LatencyFile, PrunePlan, Record, Side
+from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
 from edgeprune.sweeping.sharing import Shared
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
@@ -122,6 +122,21 @@ class Candidate(Record):
     artifact: Artifact
 
 
+Settled = Callable[["Timing"], bool]
+"""Whether a timing is known well enough."""
+
+
+class Timer(Protocol):
+    """Times a network against the dense one, the longer the less `settled` the figure is."""
+
+    def __call__(self, bundle: ModelBundle, settled: Settled = ...) -> Timing: ...
+
+
+def at_once(timing: Timing) -> bool:
+    """Any figure will do."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Where candidates are timed against the dense network, not yet recovered: files on the first runtime."""
@@ -135,19 +150,28 @@ class Range:
     shared: Shared = field(default_factory=Shared)
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[ModelBundle], Timing]]:
+    def opened(self) -> Iterator[Timer]:
         """A function that times a network; its files are gone after the block."""
         from edgeprune.latency.measure import quick_ratio
-        from edgeprune.pruning.aim import Timing
 
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
             dense = self._file(self.dense, "dense", Path(name))
 
-            def time(bundle: ModelBundle) -> Timing:
+            def time(bundle: ModelBundle, settled: Settled = at_once) -> Timing:
                 other = dense if bundle is self.dense else self._file(bundle, "compressed", Path(name))
                 runtime, images = self.settings.runtimes[0], self.images
-                ratio = quick_ratio(dense, other, runtime, images, self.settings, self.seed, self.device)
-                return Timing(ratio.value, ratio.compressed_p50_ms)
+                return _timing(
+                    quick_ratio(
+                        dense,
+                        other,
+                        runtime,
+                        images,
+                        self.settings,
+                        self.seed,
+                        self.device,
+                        lambda ratio: settled(_timing(ratio)),
+                    )
+                )
 
             yield time
 
@@ -179,13 +203,20 @@ class Range:
         return timed_file(root, self.shared.piece("timed", Candidate, inputs, root, export)[0].artifact)
 
 
+def _timing(ratio: QuickRatio) -> Timing:
+    from edgeprune.pruning.aim import Timing
+
+    speedup, p50 = ratio.interval, ratio.compressed_interval
+    return Timing(ratio.value, ratio.compressed_p50_ms, (speedup.low, speedup.high), (p50.low, p50.high))
+
+
 def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> PrunePlan:
     """The plan for a network, with notes where it does not do what was asked.
 
     `range_` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
     contradict each other.
     """
-    from edgeprune.pruning.aim import aim_among, reached
+    from edgeprune.pruning.aim import aim_among, reached, settled
     from edgeprune.pruning.block_allocation import Choice, by_budget, macs_after, without
     from edgeprune.pruning.importance import importance_of
     from edgeprune.pruning.plan import choose, plan_of, sketch
@@ -224,7 +255,7 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
             goal,
             propose,
             share_of,
-            lambda choice: time(sketch(plan_with(choice), bundle, graph)),
+            lambda choice: time(sketch(plan_with(choice), bundle, graph), partial(settled, goal)),
             share_is_of=priced,
             progress=progress,
         )

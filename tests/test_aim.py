@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from test_allocation import chain, scores_of
 
 from edgeprune.errors import PruningError
-from edgeprune.pruning.aim import TOLERANCE, Timing, aim, reached
+from edgeprune.latency.measure import QUICK_LOOKS
+from edgeprune.pruning.aim import TOLERANCE, Timing, aim, reached, settled
 from edgeprune.pruning.allocation import macs_of
 from edgeprune.types import ChannelGraph, Goal, Scores
 
 DENSE_MS = 8.0
+Known = Callable[[Timing], bool]
 
 
 class Clock:
@@ -123,3 +129,104 @@ def test_progress_names_the_share_of_macs(graph: ChannelGraph, scores: Scores) -
 )
 def test_share_of_the_goal(goal: Goal, expected: float) -> None:
     assert reached(goal, Timing(3.0, 2.0)) == expected
+
+
+# ----------------------------------------------------------------------------------------------- noise
+
+GOAL = Goal("speedup", 2.0)
+
+
+class Processes:
+    """Times a network in processes that differ by `noise` (of the logarithm), pooled until the figure is `known`."""
+
+    def __init__(self, graph: ChannelGraph, noise: float, seed: int, known: Known | None) -> None:
+        self.graph, self.noise, self.known = graph, noise, known  # None: a single quick figure is taken for the truth
+        self.generator, self.ran, self.candidates = np.random.default_rng(seed), 0, 0
+
+    def speedup(self, widths: dict[str, int]) -> float:
+        return float((macs_of(self.graph, widths) / self.graph.macs) ** -0.65)
+
+    def __call__(self, widths: dict[str, int]) -> Timing:
+        self.candidates += 1
+        drawn = math.log(self.speedup(widths)) + self.noise * self.generator.standard_normal(QUICK_LOOKS[-1])
+        for look in QUICK_LOOKS:
+            seen = drawn[:look]
+            arm = float(stdtrit(look - 1, 0.975) * seen.std(ddof=1) / math.sqrt(look))
+            value, low, high = (math.exp(seen.mean() + side * arm) for side in (0, -1, 1))
+            timing = Timing(value, DENSE_MS / value, (low, high), (DENSE_MS / high, DENSE_MS / low))
+            if self.known is None:
+                return Timing(timing.speedup, timing.latency_ms)
+            if self.known(timing):
+                break
+        self.ran += look
+        return timing
+
+
+def missed(graph: ChannelGraph, scores: Scores, noise: float, known: Known | None) -> int:
+    """Of 20 seeds, how many plans are truly off the goal by more than the tolerance."""
+    off = []
+    for seed in range(20):
+        clock = Processes(graph, noise, seed, known)
+        off.append(abs(clock.speedup(aim(graph, scores, GOAL, 1, clock).widths) / GOAL.value - 1))
+    return sum(each > TOLERANCE for each in off)
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.05])
+def test_goal_is_truly_met_in_noise_that_single_quick_figures_fail_in(
+    graph: ChannelGraph, scores: Scores, noise: float
+) -> None:
+    assert missed(graph, scores, noise, lambda timing: settled(GOAL, timing)) <= 1
+    assert missed(graph, scores, noise, None) >= 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quiet_machine_runs_no_process_more_than_a_quick_figure_needs(
+    graph: ChannelGraph, scores: Scores, seed: int
+) -> None:
+    clock = Processes(graph, 0.001, seed, lambda timing: settled(GOAL, timing))
+    aim(graph, scores, GOAL, 1, clock)
+    assert clock.ran == QUICK_LOOKS[0] * clock.candidates
+
+
+def test_inconclusive_figure_brackets_nothing(graph: ChannelGraph, scores: Scores) -> None:
+    """The first candidate looks far too fast and is too slow: the goal lies where a bracket would have shut it out."""
+    clock, seen = Clock(graph, power=0.6), list[Timing]()
+
+    def lies_first(widths: dict[str, int]) -> Timing:
+        true = clock(widths)
+        seen.append(Timing(3.0, DENSE_MS / 3, (1.2, 7.0), (DENSE_MS / 7, DENSE_MS / 1.2)) if not seen else true)
+        return seen[-1]
+
+    aimed = aim(graph, scores, GOAL, 1, lies_first)
+    assert 1 <= clock(aimed.widths).speedup / 2.0 <= 1 + TOLERANCE
+    assert "too noisy" not in " ".join(aimed.notes)
+
+
+def test_plan_that_nothing_conclusive_was_seen_of_says_so(graph: ChannelGraph, scores: Scores) -> None:
+    aimed = aim(graph, scores, GOAL, 1, lambda widths: Timing(2.02, 4.0, (1.7, 2.4), (3.4, 4.7)))
+    assert aimed.notes[0] == (
+        "too noisy to say that the goal is met, however long candidates were timed: "
+        "the speed-up is between 85% and 120% of the goal (95 % interval)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "enough"),
+    [
+        ((1.5, 2.8), False),  # anything may be true
+        ((1.2, 1.9), True),  # too slow, however much
+        ((2.07, 3.0), True),  # too fast, however much
+        ((1.97, 2.05), True),  # within 3 % of the goal, wherever
+        ((1.95, 2.07), False),
+        ((2.01, 2.065), False),  # what is accepted must not be truly off
+    ],
+)
+def test_figure_is_known_when_its_interval_decides(interval: tuple[float, float], enough: bool) -> None:
+    middle = math.sqrt(interval[0] * interval[1])
+    assert settled(GOAL, Timing(middle, 1.0, interval, (1.0, 1.0))) is enough
+
+
+def test_latency_goal_is_decided_by_the_interval_of_the_latency() -> None:
+    timing = Timing(1.0, 4.0, (0.5, 2.0), (3.99, 4.01))
+    assert settled(Goal("latency_ms", 4.0), timing)
+    assert not settled(Goal("latency_ms", 4.0), Timing(1.0, 4.0, (1.0, 1.0), (3.0, 5.0)))

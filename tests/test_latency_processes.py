@@ -16,10 +16,11 @@ import pytest
 from edgeprune.config import LatencyConfig
 from edgeprune.errors import DataError, MeasurementError, UsageError
 from edgeprune.files import sha256_of
+from edgeprune.latency import measure as measuring
 from edgeprune.latency.local import DEVICE, choose_cores
 from edgeprune.latency.measure import Bench, latency_file, measure, quick_ratio
 from edgeprune.latency.precision import write_network
-from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest
+from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
 
 DENSE = LatencyFile(path="/dense", sha256="a" * 64)
 
@@ -134,6 +135,7 @@ CALLER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit one that is ignored
 from pathlib import Path
+from edgeprune.latency import measure as measuring
 from edgeprune.latency.local import DEVICE
 from edgeprune.records import LatencyRequest
 DEVICE.measure(LatencyRequest.model_validate_json(sys.argv[1]), progress=lambda *_: None)
@@ -211,6 +213,23 @@ def test_quick_ratio_steers_by_the_same_protocol(spin: Path) -> None:
     ratio = quick_ratio(*files, "spin", IMAGES, SHORT, 0)
     assert ratio.value == pytest.approx(2.0, rel=0.1)
     assert ratio.compressed_p50_ms == pytest.approx(0.3, rel=0.1)
+    assert ratio.compressed_interval.low <= ratio.compressed_p50_ms <= ratio.compressed_interval.high
+
+
+def test_quick_ratio_pools_more_processes_until_it_is_enough(spin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (spin / "dense.txt").write_text("200")
+    file, looks = latency_file(spin / "dense.txt"), list[int]()
+    monkeypatch.setattr(measuring, "QUICK_BLOCKS", 2)
+    monkeypatch.setattr(measuring, "QUICK_LOOKS", (2, 3, 5, 8))
+
+    def enough(ratio: QuickRatio) -> bool:
+        looks.append(ratio.processes)
+        return ratio.processes == 5
+
+    assert quick_ratio(file, file, "spin", IMAGES, SHORT, 0, enough=enough).processes == 5
+    assert looks == [2, 3, 5]
+    monkeypatch.setattr(measuring, "QUICK_LOOKS", (2, 3))
+    assert quick_ratio(file, file, "spin", IMAGES, SHORT, 0, enough=lambda ratio: False).processes == 3
 
 
 # ---------------------------------------------------------------------------------------------- bad input

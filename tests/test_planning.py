@@ -18,7 +18,7 @@ from edgeprune.errors import MeasurementError
 from edgeprune.latency import kernels
 from edgeprune.latency.kernels import Point
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.planning import Range, Wish, plan_for
+from edgeprune.planning import Range, Settled, Timer, Wish, at_once, plan_for
 from edgeprune.protocols import Device
 from edgeprune.pruning.aim import TOLERANCE, Timing
 from edgeprune.pruning.allocation import Rules
@@ -49,8 +49,8 @@ class FakeRange:
     costs = Range.costs
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[ModelBundle], Timing]]:
-        def time(bundle: ModelBundle) -> Timing:
+    def opened(self) -> Iterator[Timer]:
+        def time(bundle: ModelBundle, settled: Settled = at_once) -> Timing:
             self.timed += 1
             ms = network_ms(bundle, self.law)
             return Timing(network_ms(self.dense, self.law) / ms, ms)

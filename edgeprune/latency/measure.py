@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats, Progress
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 6, 25.0
+QUICK_LOOKS = (QUICK_PROCESSES, 6, 12, 24, 48)
+"""Processes that a candidate is timed in, until its interval says enough: a minute at the most."""
 SHORT = {
     "processes": QUICK_PROCESSES,
     "blocks": QUICK_BLOCKS,
@@ -74,36 +77,72 @@ def measure(
     noisy gives a comparison whose verdict is inconclusive.
     """
     protocols.find("runtime", runtime)
-    device: protocols.Device = bench.device or protocols.find("device", "local")
     plan = stopping.plan_of(settings, 2 if compressed is None else 3)
-    samples: list[BlockSamples] = []
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        request = LatencyRequest(
-            runtime=runtime,
-            dense=dense,
-            compressed=compressed,
-            images=str(_save(images, settings.batch_size, Path(folder))),
-            batch_size=settings.batch_size,
-            threads=settings.threads,
-            processes=plan.looks[-1],
-            blocks=plan.rounds,
-            block_ms=settings.block_ms,
-            seed=seed,
-            iterations=plan.iterations,
-        )
+        pixels = _save(images, settings.batch_size, Path(folder))
+        request = _request((dense, compressed), runtime, pixels, settings, plan, seed)
+        clock = _Clock(request, bench, settings.control_limit, plan.error, progress)
+        found = stopping.run(plan, clock.more, clock.judge, lambda: time.monotonic() * 1000)
+        return _with_memory(found, request, clock.device) if memory else found
 
-        def more(first: int, count: int) -> None:
-            part = request.model_copy(update={"first": first, "processes": count})
-            samples.extend(device.measure(part, progress=progress))
 
-        def judge() -> LatencyComparison:
-            limit = settings.control_limit
-            return compare(samples, request, bench.target, kind=device.kind, control_limit=limit, error=plan.error)
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Runs processes of a request on a bench and judges all of them so far."""
 
-        found = stopping.run(plan, more, judge, lambda: time.monotonic() * 1000)
-        if memory:
-            found = _with_memory(found, request, device)
-    return found.model_copy(update={"machine": device.machine})
+    request: LatencyRequest
+    bench: Bench
+    control_limit: float
+    error: float
+    progress: Progress
+    samples: list[BlockSamples] = field(default_factory=list)
+
+    def more(self, first: int, count: int) -> None:
+        """Run `count` processes, the first of which is number `first`."""
+        part = self.request.model_copy(update={"first": first, "processes": count})
+        self.samples.extend(self.device.measure(part, progress=self.progress))
+
+    def judge(self) -> LatencyComparison:
+        """What the samples so far say."""
+        device, limit = self.device, self.control_limit
+        target, error = self.bench.target, self.error
+        found = compare(self.samples, self.request, target, kind=device.kind, control_limit=limit, error=error)
+        return found.model_copy(update={"machine": device.machine})
+
+    @property
+    def device(self) -> protocols.Device:
+        """Where the processes run."""
+        device: protocols.Device = self.bench.device or protocols.find("device", "local")
+        return device
+
+
+def _request(
+    files: tuple[LatencyFile, LatencyFile | None],
+    runtime: str,
+    images: Path,
+    settings: LatencyConfig,
+    plan: stopping.Plan,
+    seed: int,
+) -> LatencyRequest:
+    dense, compressed = files
+    return LatencyRequest(
+        runtime=runtime,
+        dense=dense,
+        compressed=compressed,
+        images=str(images),
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        processes=plan.looks[-1],
+        blocks=plan.rounds,
+        block_ms=settings.block_ms,
+        seed=seed,
+        iterations=plan.iterations,
+    )
+
+
+def at_once(ratio: QuickRatio) -> bool:
+    """What `quick_ratio` asks by default: any figure is enough."""
+    return True
 
 
 def _with_memory(found: LatencyComparison, request: LatencyRequest, device: protocols.Device) -> LatencyComparison:
@@ -128,21 +167,39 @@ def quick_ratio(
     settings: LatencyConfig,
     seed: int,
     device: protocols.Device | None = None,
+    enough: Callable[[QuickRatio], bool] = at_once,
 ) -> QuickRatio:
-    """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report."""
+    """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report.
+
+    Where that is not `enough`, more processes run and all are pooled: looks after 3, 6, 12, 24 and at most 48.
+    """
     short = settings.model_copy(update=SHORT)
-    bench = Bench("quick", device)
-    result = measure(
-        dense, compressed, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None, memory=False
-    )
-    assert result.speedup is not None
-    assert result.compressed is not None
+    plan = replace(stopping.plan_of(short, 3), looks=QUICK_LOOKS)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        request = _request(
+            (dense, compressed), runtime, _save(images, short.batch_size, Path(folder)), short, plan, seed
+        )
+        clock = _Clock(request, Bench("quick", device), short.control_limit, plan.error, lambda *_: None)
+        before = 0
+        for look in plan.looks:
+            clock.more(before, look - before)
+            found, before = _quick(clock.judge()), look
+            if enough(found):
+                break
+    return found
+
+
+def _quick(found: LatencyComparison) -> QuickRatio:
+    assert found.speedup is not None
+    assert found.compressed is not None
     return QuickRatio(
-        value=result.speedup.value,
-        interval=result.speedup.interval,
-        dense_p50_ms=result.dense.p50_ms,
-        compressed_p50_ms=result.compressed.p50_ms,
-        conclusive=result.verdict != "inconclusive",
+        value=found.speedup.value,
+        interval=found.speedup.interval,
+        dense_p50_ms=found.dense.p50_ms,
+        compressed_p50_ms=found.compressed.p50_ms,
+        compressed_interval=found.compressed.p50_interval,
+        processes=found.processes,
+        conclusive=found.verdict != "inconclusive",
     )
 
 

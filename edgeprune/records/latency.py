@@ -111,6 +111,8 @@ class QuickRatio(Ratio):
 
     dense_p50_ms: float
     compressed_p50_ms: float
+    compressed_interval: Interval
+    processes: int
     conclusive: bool
 
 
