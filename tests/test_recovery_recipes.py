@@ -202,6 +202,11 @@ def test_perturbed_images_weigh_alone_when_they_are_to(teacher: ModelBundle) -> 
 # ---------------------------------------------------------------------------------------------------- images
 
 
+def test_few_images_make_smaller_batches() -> None:
+    assert [RecoverConfig().batch_of(count) for count in (10, 450, 6000)] == [16, 28, 128]
+    assert RecoverConfig(batch_size=64).batch_of(450) == 64
+
+
 def test_images_move_in_natural_recipes_and_where_told() -> None:
     assert [settings(each).shifts for each in ("distill", "finetune")] == [True, True]
     assert not settings("robust-distill", eps="8/255").shifts

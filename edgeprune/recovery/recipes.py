@@ -93,7 +93,7 @@ def teacher_of(network: nn.Module, settings: RecoverConfig, images: Images) -> T
     teacher = Teacher(network, images.device)
     if not settings.shifts and not settings.flip and images.held is not None:
         every = np.arange(len(images))
-        parts = np.array_split(every, max(1, len(every) // settings.batch_size))
+        parts = np.array_split(every, max(1, len(every) // settings.batch_of(len(every))))
         return replace(teacher, kept=torch.cat([teacher(images.batch(part), part) for part in parts]))
     return teacher
 

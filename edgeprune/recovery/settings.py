@@ -28,7 +28,12 @@ class RecoverConfig(Section):
     iteration_epochs: int | None = setting(
         None, "Passes between two steps of iterative pruning (default: the epochs are split).", gt=0
     )
-    batch_size: int = setting(128, "Images a training step.", flag="recover-batch-size", gt=1)
+    batch_size: int | None = setting(
+        None,
+        "Images a training step (default: a sixteenth of the images, at least 16 and at most 128).",
+        flag="recover-batch-size",
+        gt=1,
+    )
     optimizer: Literal["muon", "sgd"] = setting(
         "muon", "muon: orthogonalised steps, a share of each weight's length; sgd: Nesterov.", flag="recover-optimizer"
     )
@@ -110,6 +115,10 @@ class RecoverConfig(Section):
     def shifts(self) -> bool:
         """Whether images move: in natural recipes, unless told; a perturbation is augmentation enough."""
         return not self.robust if self.augment is None else self.augment == "shift"
+
+    def batch_of(self, images: int) -> int:
+        """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
+        return self.batch_size or max(16, min(128, images // 16))
 
     @property
     def fits(self) -> bool:

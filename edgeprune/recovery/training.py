@@ -149,7 +149,7 @@ def _taken_up(epoch: int, settings: RecoverConfig, device: str) -> list[str]:
 def _precision(network: nn.Module, workshop: Workshop) -> Precision:
     """What to compute in, timed on a copy of the network."""
     lesson, trial = workshop.lesson, copy.deepcopy(network).train()
-    positions = np.arange(min(lesson.settings.batch_size, len(lesson.images)))
+    positions = np.arange(min(lesson.settings.batch_of(len(lesson.images)), len(lesson.images)))
 
     def step(precision: Precision) -> None:
         one = replace(lesson, precision=precision)
@@ -164,7 +164,8 @@ def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress 
     lesson, course, epoch = workshop.lesson, learner.course, learner.epoch
     settings, network = lesson.settings, learner.network
     peak = peak_rate(network, settings) * course.rate
-    batches = shuffled(len(lesson.images), workshop.seed + epoch, settings.batch_size)
+    count = len(lesson.images)
+    batches = shuffled(count, workshop.seed + epoch, settings.batch_of(count))
     torch.manual_seed(_mixed(workshop.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
     network.train()
     losses: list[float] = []
