@@ -7,14 +7,16 @@ and a run that is started again goes on from the journals.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeprune.cluster import RETRIES, Origin, connected, installed_ray, room
 from edgeprune.config import AttackConfig
-from edgeprune.errors import MeasurementError
+from edgeprune.errors import DeviceError, MeasurementError
 from edgeprune.robustness.evaluate import attack_file
 from edgeprune.robustness.shards import Engine, Shard, Spread, attack_spread, work
 
@@ -55,8 +57,6 @@ def spread_of(config: AttackConfig, journal: Path | None) -> Spread | None:
     folder = journal.with_name(f"{journal.name}.shards") if journal else Path(tempfile.mkdtemp(prefix="edgeprune-"))
     folder = folder.resolve()
     if config.engine == "ray":
-        from edgeprune.sweeping.cluster import ray_shards
-
         engine, workers = ray_shards(config.address)
         return Spread(engine, workers, folder)
     return Spread(processes(config.processes), config.processes, folder)
@@ -83,3 +83,41 @@ def processes(count: int) -> Engine:
                     left.cancel()
 
     return run
+
+
+def ray_shards(address: str | None) -> tuple[Engine, int]:
+    """The engine for the shards of an attack on the cluster at `address` (none: one on this machine), and its room.
+
+    The file must be at the same path on every node, as must the folder of the shards. Errors: those of `connected`.
+    """
+    import torch
+
+    ray, origin = installed_ray(), Origin.here(torch.get_num_threads())
+    with connected(ray, address):
+        workers = room(ray)
+
+    def run(shards: Sequence[Shard]) -> Iterator[int]:
+        with connected(ray, address):
+            there = ray.remote(num_cpus=1, max_retries=RETRIES)(_at_node)
+            pending = [there.remote(shard, origin) for shard in shards]
+            while pending:
+                done, pending = ray.wait(pending, num_returns=1)
+                try:
+                    yield int(ray.get(done[0]))
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except ray.exceptions.RayError as error:
+                    lost = f"a shard of the attack was lost {RETRIES + 1} times on the cluster"
+                    raise DeviceError(lost, where=str(error).splitlines()[0], hint="run again") from error
+
+    return run, workers
+
+
+def _at_node(shard: Shard, origin: Origin) -> int:
+    try:
+        origin.enter()
+    except OSError as error:
+        raise DeviceError(
+            f"{origin.folder} is not on {os.uname().nodename}", hint="share the folder between the nodes"
+        ) from error
+    return work(shard)

@@ -150,7 +150,7 @@ def test_ray_finds_the_same(
     scene: tuple[Gradients, Split, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'edgeprune[ray]'")
-    from edgeprune.sweeping.cluster import ray_shards
+    from edgeprune.spreading import ray_shards
 
     monkeypatch.setattr(shards, "SIZE", 11)
     engine, workers = ray_shards(None)

@@ -18,11 +18,12 @@ import pytest
 import tiny
 from test_sweep import QUICK
 
+from edgeprune.cluster import Origin
 from edgeprune.config import Config, RemoteConfig
 from edgeprune.console import Console
 from edgeprune.errors import DeviceError, RuntimeMissingError, UsageError
 from edgeprune.records import Sweep
-from edgeprune.sweeping.cluster import Place, at_node, ray_engine
+from edgeprune.sweeping.cluster import at_node, ray_engine
 from edgeprune.sweeping.points import Task
 from edgeprune.sweeping.settings import SweepConfig
 from edgeprune.sweeping.space import read_space
@@ -56,7 +57,7 @@ def test_a_device_over_ssh_is_refused(tmp_path: Path) -> None:
 def test_a_node_without_the_sweeps_folder_says_so(tmp_path: Path) -> None:
     config = Config().model_copy(update={"run": Config().run.model_copy(update={"out": tmp_path / "points" / "a"})})
     task = Task("a", {}, Path("model.pt"), config, tmp_path, "0" * 64, "")
-    point = at_node(task, Place(str(Path.cwd()), (), 1, "another sweep's"))
+    point = at_node(task, Origin.here(1), "another sweep's")
     assert point.status == "failed"
     assert "share it between the nodes" in point.reason
 
