@@ -86,7 +86,7 @@ CASES = {
     "gtsrb_net_adv": Source("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255", recipes=_BOTH),
     "cifar10_resnet20_A": Source("cifar10_train4k.npz", "cifar10_test_a.npz", (3, 32, 32), "2/255"),
     "kws_dscnn_mlperftiny": Source(
-        "kws_a.npz", "kws_a.npz", (1, 49, 10), "1", (-(128 + _ZERO) * _MFCC, (127 - _ZERO) * _MFCC), peak=2e-4
+        "kws_a.npz", "kws_a.npz", (1, 49, 10), "0.1", (-(128 + _ZERO) * _MFCC, (127 - _ZERO) * _MFCC), peak=2e-4
     ),
     "mnist_robust_cnn_a_adv": Source("mnist.npz", "mnist.npz", (1, 28, 28), "0.3", recipes=_BOTH),
 }
