@@ -10,10 +10,11 @@ from pathlib import Path
 
 from edgeprune.config import Config
 from edgeprune.console import Console
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.latency.estimate import Calibration, predict
 from edgeprune.latency.operators import work_of
 from edgeprune.latency.profiles import Profile
+from edgeprune.latency.settings import LatencyConfig
 from edgeprune.protocols import Runtime, find
 from edgeprune.records import Artifact, LatencyEstimate
 from edgeprune.types import Shape
@@ -40,6 +41,32 @@ def estimates(
         except EdgepruneError as error:
             console.warn(f"no estimate for {name}: {error.what}")
     return tuple(found)
+
+
+def calibration_for(profile: Profile, settings: LatencyConfig) -> Calibration:
+    """What a goal in time is aimed by on a target that is not here: its calibration of the first runtime.
+
+    Errors: UsageError that names the ways when there is none for that runtime, these threads and this batch size.
+    """
+    runtime, never = settings.runtimes[0], profile.measured == "never"
+    found = profile.estimates.get(runtime)
+    instead = "aim with --macs-ratio or --ratio, or here with --target cpu"
+    if found is None:
+        raise UsageError(
+            f"a goal in time needs a device to measure on, and {profile.name} is not this machine",
+            where=f"it has no calibration of {runtime} to estimate by, either",
+            hint=instead
+            if never
+            else "name the device with --host; or calibrate the target once (edgeprune targets calibrate "
+            f"{profile.name} --host user@address --write board.toml) and give --target board.toml; or {instead}",
+        )
+    if (found.threads, 1) != (settings.threads, settings.batch_size):
+        raise UsageError(
+            f"a goal in time on {profile.name} is aimed by its calibration of {runtime}, which is of another setting",
+            where=f"calibrated: threads {found.threads}, batch 1; asked for: {settings.threads}, {settings.batch_size}",
+            hint=f"use --threads {found.threads} --batch-size 1, name the device with --host, or {instead}",
+        )
+    return found
 
 
 def _estimate(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,7 +43,7 @@ class Planner:
     config: Config
     multiple: int
     train: Split | None
-    range: Range
+    gauge: Gauge
     console: Console
     shared: Shared
 
@@ -67,7 +67,7 @@ class Planner:
 
         prune, steps = self.config.prune, self.config.prune.iterations
         last, timed = prune.goal(), prune.goal().kind in TIMED_GOALS
-        dense_ms = self.range.dense_ms() if number < steps and last.kind == "latency_ms" else None
+        dense_ms = self.gauge.dense_ms() if number < steps and last.kind == "latency_ms" else None
         goal = step_goal(last, number, steps, prune.schedule, dense_ms=dense_ms)
         widths = {group.name: group.width for group in self.graph.groups}
         rules = Rules(prune.ranking, bounds_of(self.graph, prune.limits()), widths)
@@ -76,7 +76,7 @@ class Planner:
             goal = Goal(goal.kind, goal.value * self.graph.macs / graph.macs)
         wish = Wish(goal, prune, self.multiple, rules, self.train, self.config.run.seed)
         try:
-            plan = plan_for(start, graph, wish, self.range, self.console)
+            plan = plan_for(start, graph, wish, self.gauge, self.console)
         except NothingLeftError:
             if number == steps and before is None:
                 raise
@@ -132,6 +132,26 @@ class Timer(Protocol):
     def __call__(self, bundle: ModelBundle, settled: Settled = ...) -> Timing: ...
 
 
+class Gauge(Protocol):
+    """How networks are told apart for a goal in time: by a clock (`Range`), or by an estimate."""
+
+    @property
+    def settings(self) -> LatencyConfig: ...
+
+    @property
+    def how(self) -> str:
+        """What the plan's notes call it."""
+
+    def opened(self) -> AbstractContextManager[Timer]:
+        """A function that tells a network's time."""
+
+    def dense_ms(self) -> float:
+        """The time of the dense network."""
+
+    def costs(self, wanted: Sequence[Wanted], progress: Progress) -> tuple[Table, ...]:
+        """Milliseconds of layers, float64 (len(outputs), len(inputs)) each."""
+
+
 def at_once(timing: Timing) -> bool:
     """Any figure will do."""
     return True
@@ -148,6 +168,13 @@ class Range:
     seed: int
     device: protocols.Device | None = None
     shared: Shared = field(default_factory=Shared)
+
+    @property
+    def how(self) -> str:
+        """Candidates are exported and timed."""
+        from edgeprune.pruning.aim import MEASURED
+
+        return MEASURED
 
     @contextmanager
     def opened(self) -> Iterator[Timer]:
@@ -210,10 +237,10 @@ def _timing(ratio: QuickRatio) -> Timing:
     return Timing(ratio.value, ratio.compressed_p50_ms, (speedup.low, speedup.high), (p50.low, p50.high))
 
 
-def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> PrunePlan:
+def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge, console: Console) -> PrunePlan:
     """The plan for a network, with notes where it does not do what was asked.
 
-    `range_` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
+    `gauge` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
     contradict each other.
     """
     from edgeprune.pruning.aim import aim_among, reached, settled
@@ -245,18 +272,19 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
     priced = "MACs"
     if wish.settings.cost_model == "measured":
         try:
-            timed = TimedChoices(graph, importance, multiple, rules, layer_times(bundle, graph, wish, range_, console))
+            timed = TimedChoices(graph, importance, multiple, rules, layer_times(bundle, graph, wish, gauge, console))
             propose, share_of, priced = timed.propose, timed.share, "predicted time"
         except MeasurementError as error:
             console.warn(f"{error.what}: widths are chosen by MACs")
             said = (f"widths were chosen by MACs, since layers could not be timed: {error.what}",)
-    with console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, range_.opened() as time:
+    with console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, gauge.opened() as time:
         aimed = aim_among(
             goal,
             propose,
             share_of,
             lambda choice: time(sketch(plan_with(choice), bundle, graph), partial(settled, goal)),
             share_is_of=priced,
+            how=gauge.how,
             progress=progress,
         )
     notes, choice = (*aimed.notes, *said), aimed.widths
@@ -265,8 +293,8 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range
     return plan_with(choice).model_copy(update={"notes": notes})
 
 
-def layer_times(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Range, console: Console) -> Tables:
-    """Milliseconds of the layers on the first runtime, at the widths that they may get. Errors: those of the range."""
+def layer_times(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge, console: Console) -> Tables:
+    """Milliseconds of the layers on the first runtime, at the widths that they may get. Errors: those of the gauge."""
     from edgeprune.latency.copies import operators_of
     from edgeprune.latency.costs import Wanted
     from edgeprune.pruning.allocation import choices_of
@@ -277,8 +305,8 @@ def layer_times(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, range_: Ra
     widths = axes(graph, choices_of(graph, wish.multiple, wish.rules))
     names = [layer.name for layer in graph.layers if layer.name in operators]
     wanted = [Wanted(operators[name], *widths[name]) for name in names]
-    with console.task(f"costs of layers in {range_.settings.runtimes[0]}") as progress:
-        found = range_.costs(wanted, progress)
+    with console.task(f"costs of layers in {gauge.settings.runtimes[0]}") as progress:
+        found = gauge.costs(wanted, progress)
     tables = {name: (each.outputs, each.inputs, ms) for name, each, ms in zip(names, wanted, found, strict=True)}
     check_tables(tables)
     return tables

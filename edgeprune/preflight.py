@@ -12,21 +12,19 @@ from fractions import Fraction
 from edgeprune import protocols
 from edgeprune.config import Config
 from edgeprune.errors import UsageError
+from edgeprune.estimated import calibration_for
 from edgeprune.latency.profiles import Profile
 from edgeprune.types import ModelBundle, Split
 
 
 def check_settings(config: Config, profile: Profile) -> None:
-    """The plugins are installed, the goal can be measured, the cores and the torch device exist."""
+    """The plugins are installed, the goal can be measured (or estimated), the cores and the torch device exist."""
     for kind, name in (("criterion", config.prune.criterion), ("attack", config.attack.attack)):
         protocols.find(kind, name)
     for name in config.latency.runtimes:
         protocols.find("runtime", name)
     if config.prune.goal().kind in ("speedup", "latency_ms") and not profile.is_local and config.remote.host is None:
-        raise UsageError(
-            f"a goal in time needs a device to measure on, and {profile.name} is not this machine",
-            hint="name the device with --host, or use --macs-ratio or --ratio, or --target cpu",
-        )
+        calibration_for(profile, config.latency)
     if config.recover.robust and config.recover.eps is None and config.attack.norm != "linf":
         raise UsageError(
             f"--recover {config.recover.recipe} trains against linf, and the attack is {config.attack.norm}",

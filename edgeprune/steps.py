@@ -19,8 +19,10 @@ from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config
 from edgeprune.console import Console
 from edgeprune.errors import ModelError, ParityError
+from edgeprune.estimated import calibration_for
 from edgeprune.files import sha256_of, write_text
 from edgeprune.keys import model_key
+from edgeprune.latency.estimate import Calibration
 from edgeprune.latency.profiles import Profile
 from edgeprune.records import (
     AccuracyComparison,
@@ -124,6 +126,7 @@ class Run:
             "latency": self.config.latency.model_dump() if self._timed else None,
             "there": self._there if self._timed else None,
         }
+        inputs |= {"estimate": self._calibration.model_dump()} if self._calibration else {}
         start, steps = self.bundle, list[Step]()
         for number in range(1, self._steps):
             inputs |= {
@@ -246,11 +249,13 @@ class Run:
 
     @cached_property
     def _planner(self) -> Planner:
+        from edgeprune.estimating import Estimating
         from edgeprune.planning import Planner, Range
 
         images, kind = self._images(_TIMING_IMAGES)
         range_ = Range(self.bundle, images, kind, self.config.latency, self._seed, self.device, self.shared)
-        return Planner(self.bundle, self.config, self._multiple, self.train, range_, self.console, self.shared)
+        gauge = Estimating(self.bundle, self._calibration, range_.settings) if self._calibration else range_
+        return Planner(self.bundle, self.config, self._multiple, self.train, gauge, self.console, self.shared)
 
     def images(self, count: int) -> Floats:
         """Up to `count` images to time with, float32 (M, C, H, W)."""
@@ -370,6 +375,11 @@ class Run:
         """The device that is not this machine, for a stage's inputs."""
         machine = self.device.machine if self.device else None
         return {"host": self.config.remote.host, **machine.model_dump()} if machine else None
+
+    @property
+    def _calibration(self) -> Calibration | None:
+        """What a goal in time is aimed by where there is nothing to measure on."""
+        return calibration_for(self.profile, self.config.latency) if self._timed and self.device is None else None
 
     @property
     def _timed(self) -> bool:

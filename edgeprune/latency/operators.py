@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import ModelError
+from edgeprune.latency.copies import Operator
 from edgeprune.latency.estimate import Work
 
 FUSED = frozenset(
@@ -52,6 +53,33 @@ def work_of(path: Path, input_shape: tuple[int, int, int]) -> Work:
         if node.op_type not in FUSED:
             total = total.plus(_work(node, shapes, weights, path))
     return total
+
+
+def work_of_layer(operator: Operator, outputs: int, inputs: int) -> Work:
+    """The work of one layer at these channels, for one image: as `work_of` counts it in a network."""
+    positions = operator.size[0]
+    if operator.kind == "linear":
+        macs, moved = positions * outputs * inputs, positions * (outputs + inputs)
+        return Work(linear=float(macs), bytes=float(BYTES * moved), operators=1.0)
+    area = prod(
+        (
+            size
+            + operator.pads[axis]
+            + operator.pads[axis + 2]
+            - operator.dilation[axis] * (operator.kernel[axis] - 1)
+            - 1
+        )
+        // operator.stride[axis]
+        + 1
+        for axis, size in enumerate(operator.size)
+    )
+    each = 1 if operator.kind == "depthwise" else inputs / operator.groups
+    kind = "depthwise" if operator.kind == "depthwise" or (operator.groups > 1 and each == 1) else "convolution"
+    if kind == "convolution" and operator.kernel == (1, 1):
+        kind = "pointwise"
+    moved = outputs * area + inputs * prod(operator.size)
+    work = outputs * each * prod(operator.kernel) * area
+    return Work(**{kind: float(work)}, bytes=float(BYTES * moved), operators=1.0)
 
 
 def _work(node: Any, shapes: dict[str, tuple[int, ...]], weights: frozenset[str], path: Path) -> Work:

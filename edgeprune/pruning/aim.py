@@ -18,6 +18,7 @@ from edgeprune.pruning.shortfall import obstacles
 from edgeprune.types import ChannelGraph, Goal, Progress, Scores
 
 TOLERANCE = 0.03
+MEASURED = "aimed on candidates before recovery"
 _MIDDLE = 1 + TOLERANCE / 2  # what is aimed at: a hair faster than the goal
 _TRIES = 7
 _SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what a noisy pair is held to
@@ -102,9 +103,13 @@ def aim_among(
     measure: Callable[[C], Timing],
     *,
     share_is_of: str = "MACs",
+    how: str = MEASURED,
     progress: Progress | None = None,
 ) -> Aimed[C]:
-    """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has."""
+    """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has.
+
+    `how` the candidates were told apart stands in the notes.
+    """
     tries: list[_Try[C]] = []
     while len(tries) < _TRIES and not any(each.meets and each.sure for each in tries):
         widths = _next_candidate(goal, propose, tries)
@@ -112,10 +117,10 @@ def aim_among(
             break
         share = share_of(widths)
         if progress:
-            progress(f"measuring candidate {len(tries) + 1}: {share:.0%} of the {share_is_of}", len(tries) / _TRIES)
+            progress(f"candidate {len(tries) + 1}: {share:.0%} of the {share_is_of}", len(tries) / _TRIES)
         timing = measure(widths)
         tries.append(_Try(reached(goal, timing), share, widths, timing, settled(goal, timing)))
-    return _choose(goal, tries)
+    return _choose(goal, tries, how)
 
 
 def reached(goal: Goal, timing: Timing) -> float:
@@ -188,7 +193,7 @@ def _guess(tries: Sequence[_Try[C]], fast: _Try[C] | None, slow: _Try[C] | None)
     return float(one.macs * (one.met / _MIDDLE) ** (1 / min(max(slope, _SLOPES[0]), _SLOPES[1])))
 
 
-def _choose(goal: Goal, tries: Sequence[_Try[C]]) -> Aimed[C]:
+def _choose(goal: Goal, tries: Sequence[_Try[C]], how: str) -> Aimed[C]:
     name = "speed-up" if goal.kind == "speedup" else "latency"
     met = [each for each in tries if each.met >= 1]
     kinds = (
@@ -199,14 +204,12 @@ def _choose(goal: Goal, tries: Sequence[_Try[C]]) -> Aimed[C]:
     )
     good = next((kind for kind in kinds if kind), [])
     chosen = max(good, key=lambda each: each.macs) if good else max(tries, key=lambda each: each.met)
-    notes = [
-        f"aimed on candidates before recovery: {chosen.timing.speedup:.2f}x, p50 {chosen.timing.latency_ms:.3g} ms"
-    ]
+    notes = [f"{how}: {chosen.timing.speedup:.2f}x, p50 {chosen.timing.latency_ms:.3g} ms"]
     if not good:
         notes.insert(0, f"the {name} goal was not reached ({chosen.met:.0%} of it): this is the fastest plan seen")
     elif chosen.met > 1 + TOLERANCE:
         wider = any(each.sure and each.met < 1 and each.macs > chosen.macs for each in tries)
-        reason = "the wider plans that were measured miss it" if wider else "no wider plan was found"
+        reason = "the wider plans that were tried miss it" if wider else "no wider plan was found"
         notes.insert(0, f"the {name} goal is exceeded ({chosen.met:.0%} of it): {reason}")
     if not chosen.sure:
         low, high = bounds(goal, chosen.timing)
