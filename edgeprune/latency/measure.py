@@ -66,11 +66,10 @@ def measure(
     bench: Bench,
     seed: int,
     progress: Progress,
-    memory: bool = True,
 ) -> LatencyComparison:
     """Time both files (or `dense` alone) in interleaved blocks on the bench's device, and find what memory each takes.
 
-    With `memory`, each file is served once more by a process of its own, which says how much it held at most.
+    For its memory each file is served once more, by a process of its own, which says how much it held at most.
     images: float32 (M, C, H, W) pixels, M >= 1; batches are drawn from them. Errors: DataError (images),
     UsageError (unknown runtime, more threads than cores), MeasurementError (a process died, a file changed),
     InconclusiveError (fewer than two undisturbed rounds), and those of the device. A machine that is merely too
@@ -83,7 +82,7 @@ def measure(
         request = _request((dense, compressed), runtime, pixels, settings, plan, seed)
         clock = _Clock(request, bench, settings.control_limit, plan.error, progress)
         found = stopping.run(plan, clock.more, clock.judge, lambda: time.monotonic() * 1000)
-        return _with_memory(found, request, clock.device) if memory else found
+        return _with_memory(found, request, clock.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +212,13 @@ def p50_alone(
 ) -> float:
     """p50 of one file in ms from a short run: an anchor for estimates, not for a report."""
     short = settings.model_copy(update={**SHORT, "processes": 2})
-    bench = Bench("anchor", device)
-    found = measure(file, None, runtime, images, short, bench=bench, seed=seed, progress=lambda *_: None, memory=False)
-    return found.dense.p50_ms
+    plan = stopping.plan_of(short, 2)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        pixels = _save(images, short.batch_size, Path(folder))
+        request = _request((file, None), runtime, pixels, short, plan, seed)
+        clock = _Clock(request, Bench("anchor", device), short.control_limit, plan.error, lambda *_: None)
+        clock.more(0, plan.looks[-1])
+        return clock.judge().dense.p50_ms
 
 
 def _save(images: Floats, batch_size: int, folder: Path) -> Path:
