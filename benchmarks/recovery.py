@@ -2,21 +2,23 @@
 
     python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
         [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500] [--estimate]
-        [--ratio 0.5]
-    python benchmarks/recovery.py --shared DIR --throughput
+        [--ratio 0.5] [--epochs 30] [--phases plan,train]
 
 The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
 a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float32). Ours: edgeprune's plan for the
 same speed-up, then each recipe for as many seconds as the plain loop took on the same seed. All end as exported files:
 clean accuracy and robust accuracy (`--attack`, the standard suite unless told) are the file's, in ONNX Runtime, on test
-images; the speed-up is measured against the dense file. Prints a table and writes JSON after every run; what is in the
-file is not done again. The recipe is distill, and robust-distill as well where the network was trained for robustness.
+images; the speed-up is measured against the dense file, once an arm, before recovery: the weights of a seed do not
+change what it costs. Prints a table and writes JSON after every run; what is in the file is not done again. The recipe
+is distill, and robust-distill as well where the network was trained for robustness.
+
+--phases: `plan` cuts and times, and wants a quiet machine; `train` recovers and attacks, and several may run at once.
+--epochs N: ours train for so many epochs, in place of the plain loop's seconds (which are still there to compare with).
 
 --ratio: both arms lose this share of every layer's channels, widths on multiples of 8: what recovery alone makes of it.
 --estimate: how many runs are missing, and for about how long, by the wall time of those in the file; nothing is run.
 Keyword spotting has one file of 500 patterns: 350 are for training, 150 for the figures.
 
---throughput: images a second of the plain loop and of ours, distilling into cifar10_resnet20_A, interleaved, one run.
 --unlabelled N: every recipe that needs no labels, on N images without them, in place of the comparison.
 """
 
@@ -51,10 +53,9 @@ from edgeprune.pruning.aim import aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, kept_outputs, make_plan
-from edgeprune.recovery.images import images_of, shuffled
-from edgeprune.recovery.learner import optimizer_of, peak_rate
-from edgeprune.recovery.precision import choose
-from edgeprune.recovery.recipes import Lesson, teacher_of
+from edgeprune.records import LatencyFile, Side
+from edgeprune.recovery.images import shuffled
+from edgeprune.recovery.learner import peak_rate
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.schedules import rate_share
 from edgeprune.recovery.settings import RecoverConfig
@@ -92,7 +93,9 @@ CASES = {
 }
 _KWS_TRAIN = 350
 PLAIN = "plain loop on torch-pruning uniform"
-_EPOCHS, _BATCH, _TEMPERATURE = 6, 128, 4.0
+BATCH = 128
+_EPOCHS, _TEMPERATURE = 6, 4.0
+_FEW_EPOCHS = 30  # on few images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ def plain_loop(case: Case, pruned: ModelBundle, seed: int) -> tuple[ModelBundle,
     optimizer = torch.optim.SGD(network.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=5e-4)
     network.train()
     for epoch in range(_EPOCHS):
-        batches = shuffled(len(case.train), seed + epoch, _BATCH)
+        batches = shuffled(len(case.train), seed + epoch, BATCH)
         for step, positions in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_share((epoch + step / len(batches)) / _EPOCHS)
@@ -220,21 +223,32 @@ def plain_loop(case: Case, pruned: ModelBundle, seed: int) -> tuple[ModelBundle,
     return dataclasses.replace(student, digest=digest(student.module)), time.perf_counter() - started
 
 
-def judged(case: Case, recovered: ModelBundle, seed: int) -> dict[str, Any]:
-    """The figures of the exported file: measured speed-up, clean and robust accuracy on test images."""
-    runtime = protocols.find("runtime", "onnxruntime")
+def clocked(case: Case, pruned: ModelBundle) -> dict[str, Any]:
+    """The measured speed-up of the exported file over the dense one, with its interval."""
     with tempfile.TemporaryDirectory() as name:
-        root, files = Path(name), {}
-        for side, bundle in (("dense", case.dense), ("compressed", recovered)):
-            made = export_network(bundle, Destination(root, side, side), ("onnxruntime",), case.range.images, "real")
-            files[side] = timed_file(root, made.artifacts[0])
+        files = [exported(case, bundle, Path(name), side) for side, bundle in (("d", case.dense), ("c", pruned))]
         timed = measure(
-            *(files["dense"], files["compressed"], "onnxruntime", case.range.images, case.range.settings),
+            *(*files, "onnxruntime", case.range.images, case.range.settings),
             bench=Bench("cpu"),
-            seed=seed,
+            seed=0,
             progress=lambda *_: None,
         )
-        session = runtime.open(Path(files["compressed"].path), threads=1)
+    assert timed.speedup
+    return {"speedup": timed.speedup.value, "interval": [timed.speedup.interval.low, timed.speedup.interval.high]}
+
+
+def exported(case: Case, bundle: ModelBundle, root: Path, name: str) -> LatencyFile:
+    """The ONNX file of a network."""
+    side: Side = "dense" if bundle is case.dense else "compressed"
+    made = export_network(bundle, Destination(root, name, side), ("onnxruntime",), case.range.images, "real")
+    return timed_file(root, made.artifacts[0])
+
+
+def judged(case: Case, recovered: ModelBundle) -> dict[str, Any]:
+    """The figures of the exported file: clean and robust accuracy on test images."""
+    with tempfile.TemporaryDirectory() as name:
+        file = exported(case, recovered, Path(name), "judged")
+        session = protocols.find("runtime", "onnxruntime").open(Path(file.path), threads=1)
         accuracy = float((evaluate.predict(session, case.test) == case.test.labels()).mean())
         subset = evaluate.attack_subset(case.test, case.attack.samples, 0)
         threat = evaluate.threat_model(case.attack, case.dense.preprocessing.bounds, subset, 0)
@@ -242,11 +256,10 @@ def judged(case: Case, recovered: ModelBundle, seed: int) -> dict[str, Any]:
             Gradients(recovered.network(), session, EXPORTED_MODULE),
             subset,
             threat,
-            sha256=files["compressed"].sha256,
+            sha256=file.sha256,
             progress=lambda *_: None,
         )
-    assert timed.speedup
-    return {"speedup": timed.speedup.value, "accuracy": accuracy, "robust": outcome.record.robust.value}
+    return {"accuracy": accuracy, "robust": outcome.record.robust.value, "attacked": len(subset)}
 
 
 def configured(recipe: str, case: Case, **more: Any) -> RecoverConfig:
@@ -254,43 +267,57 @@ def configured(recipe: str, case: Case, **more: Any) -> RecoverConfig:
     return RecoverConfig.model_validate({"recipe": recipe, "eps": case.attack.eps, **more})
 
 
+def cut_once(
+    case: Case, arm: str, speedup: float, options: argparse.Namespace, console: TerminalConsole
+) -> tuple[ModelBundle, dict[str, tuple[int, ...]] | None, dict[str, Any]]:
+    """An arm's pruned network, what its layers kept (ours), and its speed-up: made and timed once, kept on disk."""
+    goal = f"{speedup:g}x" if case.ratio is None else f"ratio-{case.ratio:g}"
+    path = options.out.parent / f"{options.out.stem}-networks" / f"{case.name}-{goal}-{arm}.pt"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        pruned, kept = ours(case, speedup, console) if arm == "ours" else (stock(case, speedup), None)
+        torch.save((pruned.module, kept, clocked(case, pruned)), path)
+    module, kept, timed = torch.load(path, weights_only=False)  # our own file
+    return dataclasses.replace(case.dense, module=module.eval(), digest=digest(module)), kept, timed
+
+
 def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], console: TerminalConsole) -> None:
     """The peer and every recipe in the peer's minutes, for each speed-up and seed. Writes after every run."""
-    store(options, results, f"{case.name} / dense", "0", lambda: judged(case, case.dense, 0))
+    if "train" in options.phases:
+        store(options, results, f"{case.name} / dense", "0", lambda: {"speedup": 1.0, **judged(case, case.dense)})
     for speedup in options.speedups if case.ratio is None else [0.0]:
         head = f"{case.name} / " + (f"{speedup:g}x" if case.ratio is None else f"ratio {case.ratio:g}")
-        peer, (mine, kept) = stock(case, speedup), ours(case, speedup, console)
-        for seed in options.seeds:
+        peer, _, peer_timed = cut_once(case, "peer", speedup, options, console)
+        mine, kept, timed = cut_once(case, "ours", speedup, options, console)
+        for seed in options.seeds if "train" in options.phases else ():
 
-            def plain(seed: int = seed, peer: ModelBundle = peer) -> dict[str, Any]:
+            def plain(seed: int = seed, peer: ModelBundle = peer, times: dict[str, Any] = peer_timed) -> dict[str, Any]:
                 found, seconds = plain_loop(case, peer, seed)
-                return {**judged(case, found, seed), "seconds": seconds}
+                return {**times, **judged(case, found), "seconds": seconds}
 
             allowed = store(options, results, f"{head} / {PLAIN}", str(seed), plain)["seconds"] / 60
             for recipe in case.recipes:
-                settings = configured(recipe, case, minutes=allowed)
-                task = Task(settings, case.train, seed, kept=kept)
+                length = {"epochs": options.epochs} if options.epochs else {"minutes": allowed}
+                task = Task(configured(recipe, case, **length), case.train, seed, kept=kept)
+                said = f" / {options.epochs} epochs" if options.epochs else ""
                 store(
-                    options,
-                    results,
-                    f"{head} / {recipe}",
-                    str(seed),
-                    lambda task=task, mine=mine: won(case, mine, task),
+                    *(options, results, f"{head} / {recipe}{said}", str(seed)),
+                    lambda task=task, mine=mine, timed=timed: {**timed, **won(case, mine, task)},
                 )
 
 
 def unlabelled(case: Case, options: argparse.Namespace, results: dict[str, Any], console: TerminalConsole) -> None:
     """Every recipe that needs no labels, on a few images, at the first speed-up."""
-    mine, kept = ours(case, options.speedups[0], console)
+    mine, kept, timed = cut_once(case, "ours", options.speedups[0], options, console)
     for seed in options.seeds:
         chosen = np.random.default_rng(seed).permutation(case.train.ids)[: options.unlabelled]
         few = dataclasses.replace(case.train, ids=np.sort(chosen))
         for recipe in ("none", "calibrate", "distill", "robust-distill"):
-            settings = configured(recipe, case, labels=False, epochs=options.epochs)
+            settings = configured(recipe, case, labels=False, epochs=options.epochs or _FEW_EPOCHS)
             task = Task(settings, few, seed, kept=kept)
             goal = f"{options.speedups[0]:g}x" if case.ratio is None else f"ratio {case.ratio:g}"
             key = f"{case.name} / {goal} / {options.unlabelled} unlabelled / {recipe}"
-            store(options, results, key, str(seed), partial(won, case, mine, task))
+            store(options, results, key, str(seed), lambda task=task: {**timed, **won(case, mine, task)})
 
 
 def won(case: Case, pruned: ModelBundle, task: Task) -> dict[str, Any]:
@@ -298,56 +325,19 @@ def won(case: Case, pruned: ModelBundle, task: Task) -> dict[str, Any]:
     started = time.perf_counter()
     found, info = recover(pruned, case.dense, task)
     seconds = time.perf_counter() - started
-    return {**judged(case, found, task.seed), "seconds": seconds, "recovery": info.model_dump(mode="json")}
+    return {**judged(case, found), "seconds": seconds, "recovery": info.model_dump(mode="json")}
 
 
 def store(options: argparse.Namespace, results: dict[str, Any], key: str, seed: str, work: Any) -> dict[str, Any]:
     """The result under this key and seed: the one in the file, or a new one, written at once."""
-    runs: dict[str, Any] = results.setdefault(key, {})
-    if seed not in runs:
+    if seed not in results.get(key, {}):
         started = time.perf_counter()
-        runs[seed] = {**work(), "wall": time.perf_counter() - started}
+        found = {**work(), "wall": time.perf_counter() - started}
+        if options.out.exists():  # another process may have added something, too
+            results.update(json.loads(options.out.read_text()))
+        results.setdefault(key, {})[seed] = found
         options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return dict(runs[seed])
-
-
-def throughput(options: argparse.Namespace) -> None:
-    """Images a second of the plain loop's step and of ours, interleaved; prints both and the ratio."""
-    case = opened("cifar10_resnet20_A", options)
-    settings = RecoverConfig()
-    plain = [copy.deepcopy(case.dense.network()) for _ in range(2)]
-    optimizer = torch.optim.SGD(plain[0].parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-    placed = [copy.deepcopy(case.dense.network()).to(memory_format=torch.channels_last) for _ in range(2)]
-    images, labels = images_of(case.train, "cpu"), torch.from_numpy(case.train.labels())
-    lesson = Lesson(settings, images, labels, teacher_of(placed[1].eval(), settings, images), (0.0, 1.0))
-    mine = optimizer_of(placed[0].train())
-    plain[0].train()
-    batches, generator = shuffled(len(images), 0, _BATCH), torch.Generator().manual_seed(0)
-
-    def ours(precision: str, positions: Any = batches[0]) -> None:
-        dataclasses.replace(lesson, precision=precision).loss(placed[0], positions, 1, generator).backward()
-        mine.step()
-        mine.zero_grad()
-
-    precision = choose("auto", "cpu", ours)
-    arms = {
-        "plain": lambda p: plain_step(
-            plain[0], plain[1], optimizer, torch.from_numpy(case.train.source.read(case.train.ids[p])).contiguous()
-        ),
-        "ours": lambda p: ours(precision, p),
-    }
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for positions in batches[: options.rounds]:
-        for name, arm in arms.items():
-            started = time.perf_counter()
-            arm(positions)
-            times[name].append(time.perf_counter() - started)
-    rates = {name: _BATCH / statistics.median(each[1:]) for name, each in times.items()}
-    ratios = sorted(p / o for p, o in zip(times["plain"][1:], times["ours"][1:], strict=True))
-    print(f"threads {torch.get_num_threads()}, precision {precision}, {len(ratios)} interleaved steps of {_BATCH}")
-    print(f"plain {rates['plain']:,.0f} images/s, ours {rates['ours']:,.0f} images/s: {statistics.median(ratios):.2f}x")
-    quarter = len(ratios) // 4
-    print(f"half of the pairs between {ratios[quarter]:.2f}x and {ratios[-1 - quarter]:.2f}x")
+    return dict(results[key][seed])
 
 
 def table(results: dict[str, Any]) -> str:
@@ -393,9 +383,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=300, help="test images that are attacked")
     parser.add_argument("--estimate", action="store_true", help="print what is missing, and about how long it takes")
     parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
-    parser.add_argument("--epochs", type=int, default=30, help="with --unlabelled")
-    parser.add_argument("--throughput", action="store_true")
-    parser.add_argument("--rounds", type=int, default=12, help="with --throughput")
+    parser.add_argument("--epochs", type=int, help="of ours; with --unlabelled 30 unless told")
+    parser.add_argument("--phases", type=lambda text: text.split(","), default=["plan", "train"])
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -404,9 +393,6 @@ def main() -> None:
     """Parse, run what is missing, print."""
     options = parsed()
     torch.set_num_threads(options.threads)
-    if options.throughput:
-        throughput(options)
-        return
     from rich.console import Console
 
     console = TerminalConsole(Console(stderr=True))

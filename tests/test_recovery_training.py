@@ -143,7 +143,7 @@ def test_divergence_is_taken_back_and_tried_again_at_a_lower_rate(monkeypatch: p
     _, info = recovered(settings())
     assert rates == [1, 1, pytest.approx(0.1), pytest.approx(0.1)]
     assert info.epochs == 3
-    assert info.notes == ("training diverged (the loss is nan): taken back, then a learning rate of 0.002",)
+    assert info.notes == ("training diverged (the loss is nan): taken back, then a learning rate of 0.0014",)
 
 
 def test_second_divergence_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_second_divergence_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyP
     with pytest.raises(RecoveryError, match="diverged twice") as caught:
         recovered(settings())
     assert "--recover-learning-rate" in caught.value.hint
-    assert "0.02, and again at 0.002" in caught.value.where
+    assert "0.014, and again at 0.0014" in caught.value.where
 
 
 def test_what_is_taken_back_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_what_is_taken_back_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> 
     diverging(monkeypatch, {1})
     found, _ = recovered(settings())
     monkeypatch.undo()
-    plain, _ = recovered(settings(learning_rate=0.02 * 0.1))
+    plain, _ = recovered(settings(learning_rate=0.014 * 0.1))
     assert found.digest == plain.digest
 
 

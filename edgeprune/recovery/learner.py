@@ -15,7 +15,7 @@ from edgeprune.recovery.settings import RecoverConfig
 State = dict[str, torch.Tensor]
 Saved = tuple[State, dict[str, Any], State]
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
-_RATE, _ROBUST_RATE = 0.02, 0.014
+_RATE = 0.014
 _SGD_RATE, _SGD_RATE_WITHOUT_NORM = 0.05, 0.01
 
 
@@ -82,7 +82,7 @@ def peak_rate(network: nn.Module, settings: RecoverConfig) -> float:
     """The peak of the schedule: what was asked for, or what suits the optimizer, the network and the recipe."""
     if settings.optimizer == "sgd":
         return settings.learning_rate or (_SGD_RATE if has_norm(network) else _SGD_RATE_WITHOUT_NORM)
-    return settings.learning_rate or (_ROBUST_RATE if settings.robust else _RATE)
+    return settings.learning_rate or _RATE
 
 
 def has_norm(network: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from edgeprune.recovery.adversary import Adversary, perturb
-from edgeprune.recovery.images import Images, mirrored, shifted
+from edgeprune.recovery.images import Images, View, mirrored, shifted
 from edgeprune.recovery.settings import RecoverConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ _TAUGHT = ("distill", "robust-distill")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """What every batch of a training has in common. `labels`: int64 (N,), on the device."""
+    """What every batch of a training has in common. `labels`: int64 (N,), on the device.
+
+    `view`: how images are augmented; without one, each batch is augmented anew.
+    """
 
     settings: RecoverConfig
     images: Images
@@ -38,13 +41,14 @@ class Lesson:
     teacher: Teacher | None
     bounds: tuple[float, float]
     precision: str = "float32"
+    view: View | None = None
 
     def loss(self, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:
         """The loss of the images at these positions, network in training mode.
 
         Where the recipe is robust their adversary takes `steps`; with none, the images are as they are.
         """
-        images, settings = self._augmented(self.images.batch(positions), generator), self.settings
+        images, settings = self._augmented(positions, generator), self.settings
         labels = self.labels[torch.from_numpy(positions).to(self.labels.device)]
         taught = self.teacher(images, positions, self.precision) if self.teacher else None
         with autocast(self.precision, self.images.device):
@@ -63,7 +67,10 @@ class Lesson:
             near, far = (distance(each, taught, settings.temperature) for each in (clean, moved))
             return (1 - weight) * near + weight * far
 
-    def _augmented(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _augmented(self, positions: Ints, generator: torch.Generator) -> torch.Tensor:
+        images = self.images.batch(positions)
+        if self.view:
+            return self.view.of(images, positions)
         if self.settings.shifts:
             images = shifted(images, generator)
         return mirrored(images, generator) if self.settings.flip else images

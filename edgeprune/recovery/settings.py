@@ -39,7 +39,7 @@ class RecoverConfig(Section):
     )
     learning_rate: float | None = setting(
         None,
-        "Peak of the schedule (default: muon 0.02, robust recipes 0.014; sgd 0.05, without batch norm 0.01).",
+        "Peak of the schedule (default: muon 0.014; sgd 0.05, without batch norm 0.01).",
         flag="recover-learning-rate",
         gt=0,
     )
@@ -65,6 +65,12 @@ class RecoverConfig(Section):
         None,
         "shift: images move by up to a sixteenth of their size, edges repeated (default: unless they are perturbed).",
         flag="recover-augment",
+    )
+    draws: int = setting(
+        4,
+        "Draws of the augmentation that take turns, epoch by epoch: the teacher looks at each once (0: always new).",
+        flag="recover-draws",
+        ge=0,
     )
     flip: bool = setting(False, "Mirror half of the images (never signs or digits).", flag="recover-flip")
     patience: int | None = setting(

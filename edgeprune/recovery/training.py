@@ -25,8 +25,9 @@ from edgeprune.errors import RecoveryError
 from edgeprune.recovery.adversary import CHECK_STEPS, collapsed
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from edgeprune.recovery.draws import Draws
 from edgeprune.recovery.held_out import Judged, Jury
-from edgeprune.recovery.images import shuffled
+from edgeprune.recovery.images import mixed, shuffled
 from edgeprune.recovery.learner import Course, Learner, State, optimizer_of, peak_rate, state_of
 from edgeprune.recovery.precision import Precision, choose
 from edgeprune.recovery.recipes import Lesson
@@ -85,11 +86,11 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
         workshop = replace(workshop, lesson=lesson)
         if course.reserve is None:  # for the last look
             course.reserve = 0.0 if settings.minutes is None else workshop.look
-        pace = Pace.of(settings, course.spent, course.reserve)
+        pace, draws = Pace.of(settings, course.spent, course.reserve), Draws(lesson, workshop.seed)
         while not pace.over(learner.epoch, course.spent) and not _tired(course, settings.patience):
             saved = learner.snapshot()
             try:
-                _epoch(learner, workshop, pace, progress)
+                _epoch(learner, draws, pace, progress)
             except _DivergedError as error:
                 learner.restore(saved)
                 course.spent = pace.elapsed()
@@ -159,14 +160,15 @@ def _precision(network: nn.Module, workshop: Workshop) -> Precision:
         return choose(lesson.settings.precision, lesson.images.device, step)
 
 
-def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress | None) -> None:
+def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None) -> None:
     """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
-    lesson, course, epoch = workshop.lesson, learner.course, learner.epoch
-    settings, network = lesson.settings, learner.network
+    course, epoch, network, settings = learner.course, learner.epoch, learner.network, draws.lesson.settings
+    began, count = time.perf_counter(), len(draws.lesson.images)
+    lesson = draws.at(epoch, lambda: pace.done(epoch, 0, 1) >= 1)
+    course.training += time.perf_counter() - began
     peak = peak_rate(network, settings) * course.rate
-    count = len(lesson.images)
-    batches = shuffled(count, workshop.seed + epoch, settings.batch_of(count))
-    torch.manual_seed(_mixed(workshop.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
+    batches = shuffled(count, draws.seed + epoch, settings.batch_of(count))
+    torch.manual_seed(mixed(draws.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
     network.train()
     losses: list[float] = []
     for step, positions in enumerate(batches):
@@ -176,9 +178,7 @@ def _epoch(learner: Learner, workshop: Workshop, pace: Pace, progress: Progress 
         started = time.perf_counter()
         for group in learner.optimizer.param_groups:
             group["lr"] = peak * rate_share(done, settings.schedule, settings.warmup)
-        generator = torch.Generator().manual_seed(
-            _mixed(workshop.seed, epoch, int(lesson.images.split.ids[positions[0]]))
-        )
+        generator = torch.Generator().manual_seed(mixed(draws.seed, epoch, int(lesson.images.split.ids[positions[0]])))
         losses.append(_step(learner, lesson, positions, course.steps * (done >= settings.natural_share), generator))
         _watch(losses, course)
         course.seen += len(positions)
@@ -296,8 +296,3 @@ def _own_randomness(device: str) -> Iterator[None]:
         torch.random.fork_rng(devices=[torch.device(device)] if device.startswith("cuda") else []),
     ):
         yield
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,67 @@
+"""A few draws of the augmentation take turns, and the teacher looks at each of them once.
+
+A teacher costs as much as the student's whole step when the student was cut to a third, and it must look at the very
+image that the student sees (Beyer et al. 2022). So what it saw is shown again, epochs later. Shown again at once, it
+taught less (data echoing, Choi et al. 2019; `docs/decisions/recovery.md` has the figures). Images that do not change
+need no draws: the teacher's outputs are kept for good.
+
+Promise: an epoch depends on the seed and its number alone, so a training that is resumed sees what an uninterrupted one
+sees, bit for bit, the teacher's outputs included: they are computed in fixed chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from edgeprune.recovery.images import MOST_BYTES, View, mixed
+from edgeprune.recovery.recipes import Lesson
+
+_CHUNK = 64  # images a look of the teacher: what it computes of them stays in the processor's cache
+
+
+@dataclass(slots=True, eq=False)
+class Draws:
+    """A lesson whose images are augmented in one of a few ways, epoch by epoch. `known`: the lessons of those ways."""
+
+    lesson: Lesson
+    seed: int
+    known: dict[int, Lesson] = field(default_factory=dict)
+
+    def at(self, epoch: int, over: Callable[[], bool]) -> Lesson:
+        """The lesson of an epoch; `over` says whether the time is up, and ends the teacher's look at the images."""
+        draws = self.lesson.settings.draws
+        if not draws or not self._worth_it():
+            return self.lesson
+        number = epoch % draws
+        if number not in self.known:
+            made = self._drawn(number, over)
+            if made is None:
+                return self.lesson
+            self.known[number] = made
+        return self.known[number]
+
+    def _worth_it(self) -> bool:
+        """Whether a teacher looks at images which change, and which are held in memory."""
+        images, teacher = self.lesson.images, self.lesson.teacher
+        return teacher is not None and teacher.kept is None and images.held is not None
+
+    def _drawn(self, number: int, over: Callable[[], bool]) -> Lesson | None:
+        """The lesson of one draw; None when the time is up, or all draws' outputs would take too much memory."""
+        lesson = self.lesson
+        assert lesson.teacher
+        settings, images = lesson.settings, lesson.images
+        generator = torch.Generator().manual_seed(mixed(self.seed, number, _CHUNK))
+        view = View.drawn(images, generator, shift=settings.shifts, flip=settings.flip)
+        outputs = []
+        for start in range(0, len(images), _CHUNK):
+            if over():  # nobody will look at the rest
+                return None
+            part = np.arange(start, min(start + _CHUNK, len(images)))
+            outputs.append(lesson.teacher(view.of(images.batch(part), part), part, lesson.precision))
+            if outputs[0].nbytes * len(images) * settings.draws > MOST_BYTES * len(outputs[0]):
+                return None
+        return replace(lesson, view=view, teacher=replace(lesson.teacher, kept=torch.cat(outputs)))

@@ -1,0 +1,109 @@
+"""A few draws of the augmentation take turns: the teacher looks once at each, at what the student sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_networks import Chain, bundle_of, split_of, stripes
+
+from edgeprune.recovery.draws import Draws
+from edgeprune.recovery.images import View, images_of, mirrored, shifted
+from edgeprune.recovery.recipes import Lesson, teacher_of
+from edgeprune.recovery.settings import RecoverConfig
+
+
+class Counted(nn.Module):
+    """A network that counts the images it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.shown = bundle_of(Chain()).network(), 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shown += len(images)
+        found: torch.Tensor = self.network(images)
+        return found
+
+
+def lesson_of(teacher: nn.Module, **more: object) -> Lesson:
+    settings = RecoverConfig.model_validate({"recipe": "distill", "flip": True, **more})
+    images = images_of(split_of(*stripes(150)), "cpu")
+    return Lesson(settings, images, torch.zeros(150).long(), teacher_of(teacher, settings, images), (0.0, 1.0))
+
+
+def never() -> bool:
+    return False
+
+
+def test_teacher_looks_once_at_each_draw_however_many_epochs_there_are() -> None:
+    teacher = Counted()
+    draws = Draws(lesson_of(teacher, draws=2), seed=1)
+    views = [draws.at(epoch, never).view for epoch in range(6)]
+    assert teacher.shown == 2 * 150
+    assert views[0] is views[2] is views[4]
+    assert views[1] is views[3] is views[5]
+    moves = [view.moves[0] for view in views if view is not None and view.moves is not None]
+    assert not torch.equal(moves[0], moves[1])
+
+
+def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees() -> None:
+    teacher = Counted().eval()
+    lesson, positions = Draws(lesson_of(teacher), 0).at(0, never), np.array([3, 149, 70])
+    assert lesson.teacher is not None
+    assert lesson.view is not None
+    seen = lesson.view.of(lesson.images.batch(positions), positions)
+    with torch.no_grad():
+        torch.testing.assert_close(lesson.teacher(seen, positions), teacher(seen))
+    assert not torch.equal(seen, lesson.images.batch(positions))
+
+
+def test_a_view_moves_and_mirrors_as_a_batch_does() -> None:
+    images = images_of(split_of(*stripes(40)), "cpu")
+    view = View.drawn(images, torch.Generator().manual_seed(2), shift=True, flip=True)
+    generator, everything = torch.Generator().manual_seed(2), images.batch(np.arange(40))
+    wanted = mirrored(shifted(everything, generator), generator)
+    assert torch.equal(view.of(everything, np.arange(40)), wanted)
+    some = np.array([7, 0, 31])
+    assert torch.equal(view.of(images.batch(some), some), wanted[some])
+
+
+def test_an_epoch_depends_on_its_number_alone() -> None:
+    lesson = lesson_of(Counted().eval(), draws=2)
+    whole, resumed = Draws(lesson, 5), Draws(lesson, 5)
+    walked = [whole.at(epoch, never) for epoch in range(6)][5]
+    jumped = resumed.at(5, never)
+    assert walked.teacher is not None
+    assert jumped.teacher is not None
+    assert torch.equal(walked.teacher(lesson.images.batch(np.arange(150)), np.arange(150)), jumped.teacher.kept)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"draws": 0}, id="always anew"),
+        pytest.param({"recipe": "finetune"}, id="no teacher"),
+        pytest.param({"augment": "none", "flip": False}, id="images that do not change"),
+    ],
+)
+def test_without_a_teacher_of_changing_images_there_are_no_draws(more: dict[str, object]) -> None:
+    lesson = lesson_of(Counted(), **more)
+    assert Draws(lesson, 0).at(0, never) is lesson
+
+
+def test_outputs_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Counted()
+    lesson = lesson_of(teacher, draws=4)
+    classes = teacher.network(lesson.images.batch(np.arange(1))).shape[1]
+    monkeypatch.setattr("edgeprune.recovery.draws.MOST_BYTES", 4 * 4 * 150 * classes - 1)
+    assert Draws(lesson, 0).at(0, never) is lesson
+    assert teacher.shown == 64
+
+
+def test_when_the_time_is_up_the_teacher_stops_looking() -> None:
+    teacher = Counted()
+    lesson = lesson_of(teacher)
+    asked = iter([False, True])
+    assert Draws(lesson, 0).at(0, lambda: next(asked)) is lesson
+    assert teacher.shown == 64
