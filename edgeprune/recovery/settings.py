@@ -61,10 +61,8 @@ class RecoverConfig(Section):
         0.0, "Decay of the weights' running mean, which is what is kept (0: none).", flag="recover-average", ge=0, lt=1
     )
     clip: float = setting(5.0, "Longest gradient; longer ones are shortened.", flag="recover-clip", gt=0)
-    augment: Literal["shift", "none"] | None = setting(
-        None,
-        "shift: images move by up to a sixteenth of their size, edges repeated (default: unless they are perturbed).",
-        flag="recover-augment",
+    augment: Literal["shift", "none"] = setting(
+        "shift", "shift: images move by up to a sixteenth of their size, edges repeated.", flag="recover-augment"
     )
     draws: int = setting(
         4,
@@ -119,8 +117,8 @@ class RecoverConfig(Section):
 
     @property
     def shifts(self) -> bool:
-        """Whether images move: in natural recipes, unless told; a perturbation is augmentation enough."""
-        return not self.robust if self.augment is None else self.augment == "shift"
+        """Whether images move."""
+        return self.augment == "shift"
 
     def batch_of(self, images: int) -> int:
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
