@@ -78,7 +78,8 @@ def project(points: Tensor, origins: Tensor, limits: tuple[Tensor, Tensor], budg
         slack = _ROUNDING * largest * math.prod(origins.shape[1:]) ** 0.5
         radius = max(budget.epsilon - slack, 0.0)
         points = origins + (change.double() * torch.clamp(radius / size.clamp_min(1e-300), max=1.0)).float()
-    return torch.minimum(torch.maximum(points, limits[0]), limits[1])
+    inside = torch.maximum(points, limits[0])
+    return torch.minimum(inside, limits[1], out=inside)
 
 
 def ascend(points: Tensor, gradients: Tensor, steps: Tensor, norm: Norm) -> Tensor:
@@ -88,7 +89,7 @@ def ascend(points: Tensor, gradients: Tensor, steps: Tensor, norm: Norm) -> Tens
     """
     scale = steps.view(-1, *([1] * (points.ndim - 1))).to(points)
     if norm == "linf":
-        return points + scale * gradients.sign()
+        return torch.addcmul(points, gradients.sign(), scale)
     if norm == "l1":
         return points + scale * sparse_direction(gradients, _L1_SHARE)
     largest = gradients.abs().flatten(1).amax(1).view_as(scale)

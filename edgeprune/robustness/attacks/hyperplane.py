@@ -30,13 +30,17 @@ def onto(points: Tensor, normals: Tensor, gaps: Tensor, bounds: tuple[float, flo
         return _cheapest_first(sizes, rooms, wanted).mul_(signs)
     gain = sizes.square() if norm == "l2" else sizes  # of the linear function, for each unit of the multiplier
     reach, work = sizes * rooms, torch.empty_like(sizes)
-    multiplier = torch.zeros_like(wanted)
-    # Arithmetic in place instead of masks and new tensors: on a CPU that is what the time goes to.
+    # Arithmetic in place instead of masks and new tensors: on a CPU that is what the time goes to. The first pass, at
+    # a multiplier of 0, is known: nothing is reached yet, and only pixels without room count for nothing.
+    multiplier = wanted / torch.sign(reach, out=work).mul_(gain).sum(1).clamp_min(1e-38)
     for _ in range(_MOST_PASSES):
         torch.minimum(torch.mul(gain, multiplier[:, None], out=work), reach, out=work)
         missing = wanted - work.sum(1)
+        going = missing > _CLOSE * wanted
+        if not bool(going.any()):
+            break
         slope = torch.sub(reach, work, out=work).sign_().mul_(gain).sum(1)
-        going = (missing > _CLOSE * wanted) & (slope > 0)
+        going &= slope > 0
         if not bool(going.any()):
             break
         multiplier = torch.where(going, multiplier + missing / slope.clamp_min(1e-38), multiplier)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import DataError
-from edgeprune.robustness.attacks.run import Part, Run, attack_with
+from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.norms import box, project
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
 
@@ -113,24 +113,22 @@ def _search(run: Run, ids: Tensor, restart: int, queries: int) -> Iterator[int]:
     run.note(found.ids, step, length, seen)
     found.margins = seen.margins
     found = found.keep(seen.standing)
-    propose = _recoloured if budget.norm == "linf" else _moved
+    ask = _recoloured if budget.norm == "linf" else _moved
     pixels, shortest = found.best.shape[2] * found.best.shape[3], min(found.best.shape[2:])
     for query in range(1, queries):
         if not len(found.ids):
             return
-        points, changed = propose(found, query, side_of(query - 1, pixels, shortest), budget)
-        if len(changed):
-            asked = points[changed] if budget.norm == "linf" else _inside(run, found, points)
-            seen = run.judge(found.ids[changed], asked)
-            better = seen.margins < found.margins[changed]
+        changed, said = ask(run, found, query, side_of(query - 1, pixels, shortest))
+        if said is not None:
+            better = said.margins < found.margins[changed]
             rows = changed[better]
-            found.best[rows], found.margins[rows] = asked[better], seen.margins[better]
-            if better.any():
-                step = torch.full((len(rows),), query)
-                run.note(found.ids[rows], step, length, seen.of(better))
-            if not seen.standing.all():
+            found.margins[rows] = said.margins[better]
+            if len(rows):
+                steps = torch.from_numpy(np.full(len(rows), query))
+                run.note(found.ids[torch.from_numpy(rows)], steps, length, said.of(better))
+            if not said.standing.all():
                 standing = np.ones(len(found.ids), np.bool_)
-                standing[changed] = seen.standing
+                standing[changed] = said.standing
                 found = found.keep(standing)
         yield query + 1
 
@@ -168,20 +166,34 @@ def _inside(run: Run, found: _Search, points: Floats) -> Floats:
 
 
 # ------------------------------------------------------------------------------------------------- proposals
+# Each asks the runtime about one proposal an image and takes up into `best` those that lower the margin: the rows that
+# were asked about, and what was said of them (None: no pixel would have changed).
 
 
-def _recoloured(found: _Search, query: int, side: int, _budget: AttackBudget) -> tuple[Floats, Ints]:
-    """linf: one sign a channel for the whole square. The points, and the rows where a pixel changed."""
+def _recoloured(run: Run, found: _Search, query: int, side: int) -> tuple[Ints, Seen | None]:
+    """linf: one sign a channel for the whole square.
+
+    The squares are painted into `best` itself, and painted over where they are refused: copies of whole images cost
+    more than all the rest of a query here.
+    """
     channels, height, width = found.best.shape[1:]
     rows, columns = found.corners(query, side, 0)
     planes = np.arange(len(rows) * channels).reshape(-1, channels, 1, 1) * (height * width)
     places = planes + (rows * width + columns)[:, None, None, None] + _offsets(side, width)  # flat: found much faster
     positive = (found.signs[:, query] > 0)[:, :, None, None]
+    before = found.best.take(places)
     patch = np.where(positive, found.high.take(places), found.low.take(places))
-    changed = np.flatnonzero((patch != found.best.take(places)).reshape(len(patch), -1).any(axis=1))
-    points = found.best.copy()
-    points.reshape(-1)[places] = patch
-    return points, changed
+    changed = np.flatnonzero((patch != before).reshape(len(patch), -1).any(axis=1))
+    if not len(changed):
+        return changed, None
+    pixels = found.best.reshape(-1)
+    pixels[places] = patch
+    everyone = len(changed) == len(patch)
+    ids, points = (found.ids, found.best) if everyone else (found.ids.numpy()[changed], found.best[changed])
+    seen = run.judge(torch.as_tensor(ids), points)
+    refused = changed[~(seen.margins < found.margins[changed])]
+    pixels[places[refused]] = before[refused]
+    return changed, seen
 
 
 @lru_cache(maxsize=64)
@@ -189,8 +201,16 @@ def _offsets(side: int, width: int) -> Ints:
     return np.arange(side)[:, None] * width + np.arange(side)
 
 
-def _moved(found: _Search, query: int, side: int, budget: AttackBudget) -> tuple[Floats, Ints]:
+def _moved(run: Run, found: _Search, query: int, side: int) -> tuple[Ints, Seen | None]:
     """l2, l1: the energy of one square moves to another, as a bump with one sign a channel and half."""
+    points = _inside(run, found, _bumped(found, query, side, run.budget))
+    seen = run.judge(found.ids, points)
+    better = seen.margins < found.margins
+    found.best[better] = points[better]
+    return np.arange(len(points)), seen
+
+
+def _bumped(found: _Search, query: int, side: int, budget: AttackBudget) -> Floats:
     epsilon, order = budget.epsilon, 1 if budget.norm == "l1" else 2
     side = min(max(side + (side + 1) % 2, 3), *found.best.shape[2:])
     channels = found.best.shape[1]
@@ -212,7 +232,7 @@ def _moved(found: _Search, query: int, side: int, budget: AttackBudget) -> tuple
     emptied[to] = drawn * (spare[:, None] + np.maximum(freed, 0))[:, :, None, None] ** (1 / order)
     length = _energy(emptied, order, (1, 2, 3))[:, None, None, None] ** (1 / order)
     points = found.origins + epsilon * emptied / np.maximum(length, 1e-12)
-    return points.astype(np.float32), np.arange(len(points))
+    return np.asarray(points, np.float32)
 
 
 def _energy(change: Reals, order: int, axes: tuple[int, ...]) -> Reals:
