@@ -63,7 +63,7 @@ class Bench:
         self.images, self.labels = torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(split.labels())
         self.split, self.eps, self.model = split, arguments.eps, arguments.model
         self.source = source = gradients_of(twin, arguments.model, session, pixels[:16], Preprocessing())
-        self.victim = Victim(source.session.logits, source.module, (0.0, 1.0), source.pull)
+        self.victim = Victim(source.session.logits, source.module, (0.0, 1.0), source.pull, source.look)
         self.module = made(arguments.module) if arguments.module else source.module
         self.classes = twin.classes
         self.held = torch.zeros(len(self.labels), dtype=torch.bool)

@@ -269,6 +269,20 @@ Progress = Callable[[str, float], None]
 """Called with a line of text and the share done in [0, 1]."""
 
 
+class Looked(Protocol):
+    """A forward pass of the file's graph at some points, from which their gradients can still be had."""
+
+    @property
+    def logits(self) -> Floats:
+        """float32 (N, K)."""
+
+    def of(self, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Looked:
+        """The points of `mask`, bool (N,)."""
+
+    def gradients(self, seeds: Tensor) -> Tensor:
+        """Of `seeds * logits`, seeds float32 (N, K), at the points: float32 (N, C, H, W)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Victim:
     """An exported file under attack: judged by its runtime, differentiated through `module`.
@@ -276,13 +290,15 @@ class Victim:
     `logits` runs the artifact: float32 (N, C, H, W) pixels to float32 (N, K). `module` is a torch network from
     pixels to logits that stands for the artifact in backward passes only; its own verdict never counts. `pull` gives
     the same gradients without torch, on the CPU: points (N, ...) and seeds (N, K) to logits (N, K) and the gradient of
-    their product; None: `module` gives them.
+    their product; None: `module` gives them. `look`, for files whose runtime it can stand in for: a forward pass whose
+    gradients can be asked for later.
     """
 
     logits: Callable[[Floats], Floats]
     module: nn.Module
     bounds: tuple[float, float]
     pull: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    look: Callable[[Tensor], Looked] | None = None
 
 
 @dataclass(frozen=True, slots=True)

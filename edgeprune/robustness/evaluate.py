@@ -151,8 +151,8 @@ def attack_file(
     labels, clean = split.labels(), predict(session, split)
     right = np.flatnonzero(clean == labels)
     course = Course(threat.seconds, journal, _key(sha256, threat, source.said))
-    pull = source.pull if device == "cpu" else None
-    stage = Stage(session, None if module is None else on_device(module, device), threat, course, pull)
+    ways = (source.pull, source.look) if device == "cpu" else (None, None)
+    stage = Stage(session, None if module is None else on_device(module, device), threat, course, *ways)
     given = (images, labels, clean)
     if threat.target is not None:  # from here on class 1 is the target, class 0 all others
         stage, none = stage.towards(threat.target), np.zeros(len(right), np.int64)

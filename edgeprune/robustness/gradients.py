@@ -63,11 +63,16 @@ def as_logits(outputs: Tensor) -> Tensor:
     A row whose entries are not negative and sum to 1 is a softmax's. Its order does not change, so neither do
     predictions.
     """
-    rows = (outputs.detach() >= 0).all(1) & ((outputs.detach().sum(1) - 1).abs() < _SUM_TOLERANCE)
+    rows = probabilities(outputs.detach())
     if not bool(rows.any()):
         return outputs
     logarithms = outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
     return torch.where(rows[:, None], logarithms, outputs)
+
+
+def probabilities(outputs: Tensor) -> Tensor:
+    """Which rows of (N, K) are a softmax's: bool (N,)."""
+    return ((outputs.sum(1) - 1).abs() < _SUM_TOLERANCE) & (outputs >= 0).all(1)
 
 
 def input_gradients(module: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

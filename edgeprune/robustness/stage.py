@@ -25,9 +25,11 @@ from edgeprune.robustness.verdicts import checked_logits, predictions
 from edgeprune.types import ENDLESS, AttackBudget, AttackOutcome, Course, Victim
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgeprune.records import ThreatModel
     from edgeprune.robustness.twin.pulling import Pull
-    from edgeprune.types import Floats, Ints, Progress
+    from edgeprune.types import Floats, Ints, Looked, Progress
 
 
 class Blind(nn.Module):
@@ -50,11 +52,12 @@ class Stage:
     threat: ThreatModel
     course: Course = ENDLESS
     pull: Pull | None = None
+    look: Callable[[torch.Tensor], Looked] | None = None
 
     def towards(self, target: int) -> Stage:
         """The same file as one of two classes: class 1 is the target, class 0 all others."""
         network = None if self.twin is None else TowardsNetwork(self.twin, target)
-        return replace(self, session=TowardsSession(self.session, target), twin=network, pull=None)
+        return replace(self, session=TowardsSession(self.session, target), twin=network, pull=None, look=None)
 
     def logits(self, images: Floats) -> Floats:
         """The runtime's logits for any number of images, batch by batch: float32 (N, K), checked."""
@@ -115,7 +118,7 @@ class Stage:
 
     def _run(self, images: Floats, labels: Ints, budget: AttackBudget, progress: Progress) -> AttackOutcome:
         attack: protocols.Attack = protocols.find("attack", self.threat.attack)
-        victim = Victim(self.session.logits, self.twin or Blind(), self.threat.bounds, self.pull)
+        victim = Victim(self.session.logits, self.twin or Blind(), self.threat.bounds, self.pull, self.look)
         found = attack(victim, torch.from_numpy(images), torch.from_numpy(labels), budget, progress=progress)
         gain, late, black_box = (
             each if each is None else each.cpu() for each in (found.gain, found.late, found.black_box)

@@ -142,10 +142,11 @@ class _Rule:
 
     def _check(self, pool: _Pool, gradients: Tensor) -> tuple[Tensor, Tensor, _Pool]:
         """Where to step from and along what, after the checkpoint where there is one."""
-        spans = torch.tensor([self.checks.get(step, 0) for step in pool.steps.tolist()], device=pool.rises.device)
-        due = spans > 0
-        if not bool(due.any()):
+        lengths = [self.checks.get(step, 0) for step in pool.steps.tolist()]
+        if not any(lengths):
             return pool.points, gradients, pool
+        spans = torch.tensor(lengths, device=pool.rises.device)
+        due = spans > 0
         stuck = ~pool.halved & (pool.checked_loss >= pool.best_loss)
         halve = due & ((pool.rises <= RISING * spans) | stuck)
         changed = replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -48,6 +47,6 @@ def start(run: Run, ids: Tensor, turn: int, restarts: int, loss: Loss) -> Start:
     return Start(origins, limits, points, scales, targets)
 
 
-def objective(run: Run, pool: Climber, loss: Loss) -> Callable[[Tensor], Tensor]:
+def objective(run: Run, pool: Climber, loss: Loss) -> losses.Objective:
     """Logits to what is climbed, for the images of the pool."""
-    return losses.objective(loss, run.labels[pool.ids].to(run.device), pool.targets, pool.scales)
+    return losses.Objective(loss, run.labels[pool.ids].to(run.device), pool.targets, pool.scales)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.robustness.attacks.hyperplane import onto
-from edgeprune.robustness.attacks.pool import passes, per_image
+from edgeprune.robustness.attacks.pool import passes
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.gradients import climb, judged, logits_of
 from edgeprune.robustness.norms import Norm, random_starts, row_sizes
@@ -83,17 +83,18 @@ class FabRule:
         if self.found is not None:
             self.found.enter(pool, seen, run.budget.norm)
         if seen.wrong.any():  # crossed, but outside the ball: back towards the image
-            crossed = per_image(torch.from_numpy(seen.wrong), points)
-            points = torch.where(crossed, pool.origins + (points - pool.origins) * BACKWARD, points)
+            crossed = torch.from_numpy(seen.wrong).to(points.device)
+            origins, points = pool.origins[crossed], points.clone()
+            points[crossed] = origins + (points[crossed] - origins) * BACKWARD
         pool = replace(pool, points=points)
-        gaps, normals, usable = self._linear(run, pool)
+        gaps, normals, usable = self._linear(run, pool, seen)
         first = pool.steps == 0
         if first.any():
             run.note_gradients(pool.ids[first], usable[first])
         moved = _jump(pool, gaps, normals, run.victim.bounds, run.budget.norm)
         return replace(pool, points=moved, steps=pool.steps + 1)
 
-    def _linear(self, run: Run, pool: _Pool) -> tuple[Tensor, Tensor, Tensor]:
+    def _linear(self, run: Run, pool: _Pool, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
         """Rival minus true logit (N,), its gradient, and where that is usable."""
         labels = run.labels[pool.ids].to(run.device)
         if not self.targeted:
@@ -102,7 +103,7 @@ class FabRule:
         if run.victim.pull is not None:  # what is climbed is linear in the logits: they need not be known
             seeds = torch.zeros(len(labels), run.rivals.shape[1] + 1)
             seeds.scatter_(1, pool.targets[:, None], 1.0).scatter_(1, labels[:, None], -1.0)
-            logits, gradients = run.victim.pull(pool.points, seeds)
+            logits, gradients = run.slopes(pool.points, seen, seeds, seen.wrong)
             return (logits * seeds).sum(1), *judged(gradients)
 
         def difference(logits: Tensor) -> Tensor:

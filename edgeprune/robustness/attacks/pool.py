@@ -60,10 +60,11 @@ def _pass(run: Run, rule: Rule[P], turn: int) -> Iterator[int]:
         return
     pool, waiting = rule.enter(run, waiting[: run.places], turn), waiting[run.places :]
     while len(pool.ids):
-        seen = run.judge(pool.ids, pool.points.cpu().numpy(), inside=rule.inside)
+        seen = run.judge(pool.ids, pool.points.cpu().numpy(), inside=rule.inside, follows=True)
         run.note(pool.ids, pool.steps, rule.steps, seen, inside=rule.inside)
         stays = seen.standing & (pool.steps < rule.steps).numpy()
-        run.finish(pool.ids[torch.from_numpy(~stays)])
+        if not stays.all():
+            run.finish(pool.ids[torch.from_numpy(~stays)])
         pool, seen = keep(pool, torch.from_numpy(stays)), seen.of(stays)
         yield len(pool.ids) + len(waiting)
         if len(pool.ids):

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import DataError
+from edgeprune.robustness.attacks.losses import Objective
+from edgeprune.robustness.attacks.watching import Watch, doubtful
 from edgeprune.robustness.attacks.way import Ledger, Way
-from edgeprune.robustness.gradients import at_rest, climb, judged, seeds_of
-from edgeprune.robustness.norms import distances
+from edgeprune.robustness.gradients import at_rest, climb, judged, probabilities, seeds_of
+from edgeprune.robustness.norms import distances, row_sizes
 from edgeprune.robustness.verdicts import checked_logits, margins, predictions, require_known
-from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
+from edgeprune.types import AttackBudget, AttackOutcome, Looked, Progress, Victim
 
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Ints
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 LAST_STEPS = 0.1  # the share of a run's steps that counts as its end
 _BATCH_PIXELS = 2**20
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 256
+_NEARLY = 1.001  # of epsilon: what float32 finds further away than that is outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +88,19 @@ def batch_size(shape: Sequence[int]) -> int:
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
     """What the runtime said of some points (M,): `standing` (not fallen), `wrong` (misclassified, wherever the point
-    is), the margins and the logits (M, K)."""
+    is), the margins and the logits (M, K). `looked`: the pass that gave them, where gradients can be asked of it."""
 
     standing: Bools
     wrong: Bools
     margins: Reals
     logits: Floats
+    looked: Looked | None = None
 
     def of(self, mask: Bools) -> Seen:
         if mask.all():
             return self
-        return Seen(self.standing[mask], self.wrong[mask], self.margins[mask], self.logits[mask])
+        looked = None if self.looked is None else self.looked.of(mask)
+        return Seen(self.standing[mask], self.wrong[mask], self.margins[mask], self.logits[mask], looked)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +118,7 @@ class Run:
     rivals: Ints
     device: torch.device
     way: Way
+    watch: Watch
 
     @classmethod
     def begin(cls, victim: Victim, images: Tensor, labels: Tensor, budget: AttackBudget, device: torch.device) -> Run:
@@ -129,7 +135,8 @@ class Run:
             ledger.clean[part] = margins(logits, truth[part])
             rivals = np.concatenate([rivals.reshape(-1, logits.shape[1] - 1), _rivals(logits, truth[part])])
         ledger.lowest[:] = ledger.clean
-        return cls(victim, images, labels, budget, ledger, rivals, device, Way.begun(budget.course, ledger))
+        way, watch = Way.begun(budget.course, ledger), Watch.over(victim, images.numpy())
+        return cls(victim, images, labels, budget, ledger, rivals, device, way, watch)
 
     @property
     def places(self) -> int:
@@ -152,26 +159,53 @@ class Run:
         return torch.from_numpy(np.flatnonzero(~self.ledger.fell & self.way.open(turn, self.ledger)))
 
     def finish(self, ids: Tensor) -> None:
-        """Enter that the present pass is done with these images."""
-        self.way.done[ids.numpy()] = True
+        """Enter that the present pass is done with these images; what was only looked at is asked about here."""
+        rows = ids.numpy()
+        known, points = self.watch.nearest(rows)
+        stand = ~self.ledger.fell[known]
+        if stand.any():
+            self.judge(torch.from_numpy(known[stand]), points[stand])
+        self.way.done[rows] = True
 
-    def judge(self, ids: Tensor, points: Floats, *, inside: bool = True) -> Seen:
+    def judge(self, ids: Tensor, points: Floats, *, inside: bool = True, follows: bool = False) -> Seen:
         """Ask the runtime about `points` of the images `ids`, and enter who fell.
 
         `inside`: the points are known to be in the ball; otherwise a misclassified one falls only if it is.
+        `follows`: their gradients are wanted next, so that a look does where it says enough (`Watch`).
         """
         rows, truth = ids.numpy(), self.labels[ids].numpy()
-        logits = checked_logits(self.victim.logits, points)
-        wrong = predictions(logits) != truth
-        fell = wrong
-        if not inside and wrong.any():
-            fell = wrong.copy()
-            origins = self.images[ids].numpy()[wrong]
-            fell[wrong] = distances(points[wrong], origins, self.budget.norm) <= self.budget.epsilon
+        looked = self.watch.look(points) if follows else None
+        if looked is None:
+            logits = checked_logits(self.victim.logits, points)
+            wrong = predictions(logits) != truth
+            fell = wrong if inside else self._within(ids, points, wrong)
+            margin = margins(logits, truth)
+        else:
+            margin = margins(looked.logits, truth)
+            near = doubtful(looked.logits, margin)
+            near = near if inside else self._within(ids, points, near)
+            logits = self.watch.asked(looked, points, near)
+            wrong = predictions(logits) != truth
+            fell = wrong & near
+            margin = margin if logits is looked.logits else margins(logits, truth)
         if fell.any():
             self.ledger.fell[rows[fell]] = True
             self.ledger.adversarials[rows[fell]] = points[fell]
-        return Seen(~fell, wrong, margins(logits, truth), logits)
+        if looked is not None and inside:
+            self.watch.note(rows, points, margin)
+        return Seen(~fell, wrong, margin, logits, looked)
+
+    def _within(self, ids: Tensor, points: Floats, mask: Bools) -> Bools:
+        """Those of `mask`, bool (M,), whose points lie in the ball. Exactly where float32 leaves it open."""
+        found = mask.copy()
+        if mask.any():
+            origins, epsilon = self.images[ids[torch.from_numpy(mask)]].numpy(), self.budget.epsilon
+            change = torch.from_numpy(points[mask] - origins)
+            near = (row_sizes(change, self.budget.norm) <= _NEARLY * epsilon).numpy()
+            found[mask] = near
+            if near.any():
+                found[found] = distances(points[found], origins[near], self.budget.norm) <= epsilon
+        return found
 
     def climb(self, points: Tensor, seen: Seen, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """`objective` of the logits at `points`, which were just `seen`: values (N,), gradients, bool (N,): usable.
@@ -180,8 +214,29 @@ class Run:
         """
         if self.victim.pull is None:
             return climb(self.victim.module, points, objective)
-        found, seeds = seeds_of(torch.from_numpy(seen.logits), objective)
-        return found, *judged(self.victim.pull(points, seeds)[1])
+        logits = torch.from_numpy(seen.logits)
+        scores = bool((seen.logits.min(axis=1) < 0).all()) or not bool(probabilities(logits).any())
+        if isinstance(objective, Objective) and scores:
+            found, seeds = objective.slopes(logits)
+        else:
+            found, seeds = seeds_of(logits, objective)
+        return found, *judged(self.slopes(points, seen, seeds)[1])
+
+    def slopes(self, points: Tensor, seen: Seen, seeds: Tensor, moved: Bools | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (N, K) at `points`, and the gradients of `seeds * logits`, from the twin's way back (`victim.pull`).
+
+        `moved`: bool (N,), which points are no longer those that were `seen`; None: no point.
+        """
+        assert self.victim.pull is not None
+        looked = seen.looked
+        if looked is None or (moved is not None and moved.all()):
+            return self.victim.pull(points, seeds)
+        if moved is None or not moved.any():
+            return torch.from_numpy(looked.logits), looked.gradients(seeds)
+        away, logits, gradients = torch.from_numpy(moved), torch.from_numpy(looked.logits.copy()), points.clone()
+        gradients[~away] = looked.of(~moved).gradients(seeds[~away])
+        logits[away], gradients[away] = self.victim.pull(points[away], seeds[away])
+        return logits, gradients
 
     def note(self, ids: Tensor, steps: Tensor, length: int, seen: Seen, *, inside: bool = True) -> None:
         """Enter the margins of iterates: each image is at its step (0: a start) of a pass of `length` steps."""

@@ -1,8 +1,11 @@
-"""A network's way back as a graph of its own: pixels and seeds in, scores and the gradient of their product out.
+"""A network's way there and back as two graphs: pixels to scores, and seeds to the gradient of `seeds * scores`.
 
-Promise: the graph computes what torch's backward pass through the twin computes, from the same constants, up to the
-order of sums; it is held against it on real images before it is used (`edgeprune.robustness.twin.pulling`). Why not
-torch alone: on one thread a runtime lays convolutions out in blocks and fuses what follows them, forwards and
+The first hands out what the second needs to know of the pass (where a unit was on, say), so that one forward pass
+serves both the verdict on a point and the gradient there, and a loss may be computed from the scores in between.
+
+Promise: they compute what torch's backward pass through the twin computes, from the same constants, up to the
+order of sums; they are held against it on real images before they are used (`edgeprune.robustness.twin.pulling`). Why
+not torch alone: on one thread a runtime lays convolutions out in blocks and fuses what follows them, forwards and
 backwards, and is up to twice as fast on the small networks that are attacked most.
 
 Refusal: an operator or a variant without a rule here is `Unsupported`; then torch goes on computing the gradients.
@@ -22,6 +25,7 @@ from edgeprune.robustness.twin.node import Node, Unsupported
 from edgeprune.robustness.twin.program import Compiled, trimmed
 
 OPSET = 17
+FLOAT, INT64, BOOL = 1, 7, 9  # ONNX's numbers of these types
 SEEDS, SCORES, GRADIENT = "~seeds", "~scores", "~gradient"
 Back = Callable[[str], list[tuple[int, str]]]
 """The gradient of a node's result to those of its inputs: (place of the input, name of its gradient)."""
@@ -37,14 +41,28 @@ class Wiring:
     output: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Drafted:
+    """Both graphs as ONNX models. `there`: pixels (N, *shape) to scores (N, K) and all of `kept`; `back`: `kept` and
+    seeds (N, K) to a gradient (N, *shape). `kept` holds one row an image where `by_row`; else only whole batches make
+    sense of it. The pixels themselves may be among it, under their own name."""
+
+    there: bytes
+    back: bytes
+    kept: tuple[str, ...]
+    by_row: bool
+
+
 @dataclass(slots=True, eq=False)
 class Draft:
-    """A graph that is being written. `shapes` are those of a pass with two images; `constants` what does not vary."""
+    """A graph that is being written. `shapes` are those of a pass with two images; `constants` what does not vary;
+    `kinds` the ONNX types of what is no float."""
 
     constants: Mapping[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     nodes: list[Any] = field(default_factory=list)
     tensors: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
 
     def put(self, op: str, inputs: list[str], output: str | None = None, outputs: int = 1, **attributes: Any) -> str:
         """One more node; the name of its first result."""
@@ -89,13 +107,9 @@ class Draft:
         return self.put("Reshape", [gradient, self.whole(-1, *self.shapes[name][1:])])
 
 
-def drafted(wiring: Wiring, shape: tuple[int, ...], rules: Mapping[str, Rule]) -> bytes:
-    """The graph as an ONNX model: pixels (N, *shape) and seeds (N, K) to scores (N, K) and a gradient (N, *shape).
-
-    `shape` is what an image is for the file. Unsupported, naming the operator, where a rule is missing.
-    """
-    from onnx import helper
-
+def drafted(wiring: Wiring, shape: tuple[int, ...], rules: Mapping[str, Rule]) -> Drafted:
+    """The two graphs; `shape` is what an image is for the file. Unsupported, naming the operator, where a rule is
+    missing."""
     program = trimmed(wiring.compiled.steps, wiring.output)
     draft = Draft(wiring.compiled.constants, _shapes(wiring, shape))
     backs: list[tuple[Node, Back]] = []
@@ -107,12 +121,41 @@ def drafted(wiring: Wiring, shape: tuple[int, ...], rules: Mapping[str, Rule]) -
             raise Unsupported(node.label)
         backs.append((node, rule(draft, node)))
     draft.put("Identity", [wiring.output], SCORES)
+    turn = len(draft.nodes)
     draft.put("Identity", [_way_back(draft, backs, wiring)], GRADIENT)
-    classes, pixels = draft.shapes[wiring.output][1], [None, *shape]
-    value = helper.make_tensor_value_info
-    inputs = [value(wiring.input, 1, pixels), value(SEEDS, 1, [None, classes])]
-    outputs = [value(SCORES, 1, [None, classes]), value(GRADIENT, 1, pixels)]
-    graph = helper.make_graph(draft.nodes, "way back", inputs, outputs, list(draft.tensors.values()))
+    return _cut(draft, turn, wiring.input, shape)
+
+
+def _cut(draft: Draft, turn: int, pixels: str, shape: tuple[int, ...]) -> Drafted:
+    """What was written before `turn` as one model, the rest as another; between them goes what the rest reads."""
+    there, back = draft.nodes[:turn], draft.nodes[turn:]
+    known = {pixels, *(name for node in there for name in node.output)}
+    kept = tuple(sorted({name for node in back for name in node.input} & known))
+    values = {name: (draft.kinds.get(name, FLOAT), _open(draft.shapes.get(name))) for name in kept}
+    images, classes = (FLOAT, [None, *shape]), (FLOAT, [None, draft.shapes[draft.nodes[turn - 1].input[0]][1]])
+    handed = {name: value for name, value in values.items() if name != pixels}
+    return Drafted(
+        _model(draft, there, {pixels: images}, {SCORES: classes, **handed}),
+        _model(draft, back, {SEEDS: classes, **values}, {GRADIENT: images}),
+        kept,
+        by_row=all(kind != INT64 for kind, _ in values.values()),
+    )
+
+
+def _open(shape: tuple[int, ...] | None) -> list[int | None] | None:
+    """A shape of any number of images."""
+    return None if shape is None else [None, *shape[1:]]
+
+
+def _model(draft: Draft, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> bytes:
+    from onnx import helper
+
+    read = {name for node in nodes for name in node.input}
+    values = [
+        [helper.make_tensor_value_info(name, *value) for name, value in each.items()] for each in (inputs, outputs)
+    ]
+    constants = [tensor for name, tensor in draft.tensors.items() if name in read]
+    graph = helper.make_graph(nodes, "way", *values, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     return bytes(model.SerializeToString())
 

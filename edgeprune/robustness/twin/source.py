@@ -16,10 +16,12 @@ from edgeprune.robustness.verdicts import checked_logits
 from edgeprune.types import Preprocessing, Shape
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
 
     from edgeprune.robustness.twin.pulling import Pull
-    from edgeprune.types import Floats
+    from edgeprune.types import Floats, Looked
 
 EXPORTED_MODULE = "the torch module that was exported"
 """What a report calls the source of gradients where it is not a twin."""
@@ -44,13 +46,15 @@ class Origin:
 class Gradients:
     """`module`: images (N, C, H, W) to scores, None where there is nothing to follow; `session`: the runtime on the
     same images; `said`: what `module` is; `pull`: its gradients without torch, None where torch computes them;
-    `origin`: how another process gets the same, None where no file gives them."""
+    `origin`: how another process gets the same, None where no file gives them; `look`: `pull`'s forward pass, where it
+    is that of the file in the runtime that judges it."""
 
     module: nn.Module | None
     session: Session
     said: str
     pull: Pull | None = None
     origin: Origin | None = None
+    look: Callable[[Tensor], Looked] | None = None
 
 
 def twin_of(file: Path, input_shape: Shape | None = None) -> Twin:
@@ -106,7 +110,7 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
     import torch
 
     from edgeprune.models.preprocessing import with_preprocessing
-    from edgeprune.robustness.twin.pulling import pull_of
+    from edgeprune.robustness.twin.pulling import PULLED_BY, pull_of
 
     assert twin.module is not None
     assert twin.scores is not None
@@ -126,4 +130,6 @@ def gradients_of(twin: Twin, file: Path, session: Session, images: Floats, prepr
     scores, threads = with_preprocessing(twin.scores, before), session.info.threads
     pull = pull_of(twin, before, scores, torch.from_numpy(np.array(images[:CHECKED], np.float32)), threads)
     anew = Origin(file.resolve(), twin.layout.shape, preprocessing, np.array(images[:CHECKED], np.float32), threads)
-    return Gradients(scores, served, f"{origin} (parity {shown})", pull, anew)
+    same = session.info.name == PULLED_BY and twin.precision == "float32" and twin.path == file
+    look = pull.look if pull is not None and same else None
+    return Gradients(scores, served, f"{origin} (parity {shown})", pull, anew, look)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgeprune.robustness.twin.drafting import Back, Draft, Rule
+from edgeprune.robustness.twin.drafting import BOOL, INT64, Back, Draft, Rule
 from edgeprune.robustness.twin.node import Node, Unsupported, numbers
 from edgeprune.robustness.twin.windows import Window
 
@@ -82,24 +82,32 @@ def _div(draft: Draft, node: Node) -> Back:
 # ------------------------------------------------------------------------------------------------- activations
 
 
+def _mask(draft: Draft, op: str, inputs: list[str], like: str) -> str:
+    """Where a condition holds, in the shape of `like`: written on the way there, so that bits are kept, not numbers."""
+    name = draft.put(op, inputs)
+    draft.kinds[name], draft.shapes[name] = BOOL, draft.shapes[like]
+    return name
+
+
 def _where(draft: Draft, gradient: str, condition: str) -> str:
     return draft.put("Mul", [gradient, draft.put("Cast", [condition], to=1)])
 
 
 def _relu(draft: Draft, node: Node) -> Back:
     name = draft.put("Relu", [draft.given(node.inputs[0])], node.outputs[0])
-    zero = draft.fixed(np.array(0, np.float32))
-    return lambda gradient: [(0, _where(draft, gradient, draft.put("Greater", [name, zero])))]
+    on = _mask(draft, "Greater", [name, draft.fixed(np.array(0, np.float32))], name)
+    return lambda gradient: [(0, _where(draft, gradient, on))]
 
 
 def _leaky(draft: Draft, node: Node) -> Back:
     given, slope = draft.given(node.inputs[0]), node.real("alpha", 0.01)
-    draft.put("LeakyRelu", [given], node.outputs[0], alpha=slope)
-    zero, low = draft.fixed(np.array(0, np.float32)), draft.fixed(np.array(slope, np.float32))
+    name = draft.put("LeakyRelu", [given], node.outputs[0], alpha=slope)
+    low = draft.fixed(np.array(slope, np.float32))
+    on = _mask(draft, "Greater", [given, draft.fixed(np.array(0, np.float32))], name)
 
     def back(gradient: str) -> list[tuple[int, str]]:
         less = draft.put("Mul", [gradient, low])
-        return [(0, draft.put("Where", [draft.put("Greater", [given, zero]), gradient, less]))]
+        return [(0, draft.put("Where", [on, gradient, less]))]
 
     return back
 
@@ -113,13 +121,10 @@ def _clip(draft: Draft, node: Node) -> Back:
             low, high = (float(draft.constants[name]), high) if place == 0 else (low, float(draft.constants[name]))
     ends = [draft.fixed(np.array(end, np.float32)) for end in (low, high)]
     given = draft.given(node.inputs[0])
-    draft.put("Clip", [given, *ends], node.outputs[0])
-
-    def back(gradient: str) -> list[tuple[int, str]]:
-        inside = [draft.put("GreaterOrEqual", [given, ends[0]]), draft.put("LessOrEqual", [given, ends[1]])]
-        return [(0, _where(draft, gradient, draft.put("And", inside)))]
-
-    return back
+    name = draft.put("Clip", [given, *ends], node.outputs[0])
+    inside = [draft.put("GreaterOrEqual", [given, ends[0]]), draft.put("LessOrEqual", [given, ends[1]])]
+    on = _mask(draft, "And", inside, name)
+    return lambda gradient: [(0, _where(draft, gradient, on))]
 
 
 def _sigmoid(draft: Draft, node: Node) -> Back:
@@ -283,6 +288,7 @@ def _max_pool(draft: Draft, node: Node) -> Back:
     }
     name = draft.put("MaxPool", [given], node.outputs[0], outputs=2, pads=pads, ceil_mode=int(window.ceil), **said)
     flat = draft.whole(-1)
+    draft.kinds[f"{name}~1"], draft.shapes[f"{name}~1"] = INT64, draft.shapes[name]
 
     def back(gradient: str) -> list[tuple[int, str]]:
         shape = draft.put("Shape", [given])
