@@ -207,10 +207,9 @@ def test_few_images_make_smaller_batches() -> None:
     assert RecoverConfig(batch_size=64).batch_of(450) == 64
 
 
-def test_images_move_in_natural_recipes_and_where_told() -> None:
-    assert [settings(each).shifts for each in ("distill", "finetune")] == [True, True]
-    assert not settings("robust-distill", eps="8/255").shifts
-    assert settings("robust-distill", eps="8/255", augment="shift").shifts
+def test_images_move_unless_told() -> None:
+    assert settings("distill").shifts
+    assert settings("robust-distill", eps="8/255").shifts
     assert not settings("distill", augment="none").shifts
 
 
