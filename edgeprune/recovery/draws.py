@@ -31,23 +31,18 @@ class Draws:
     seed: int
     known: dict[int, Lesson] = field(default_factory=dict)
 
+    def due(self, epoch: int) -> bool:
+        """Whether the teacher has to look at a new draw before this epoch."""
+        count, images, teacher = self.lesson.settings.draws, self.lesson.images, self.lesson.teacher
+        changing = teacher is not None and teacher.kept is None and images.held is not None
+        return changing and count > 0 and epoch % count not in self.known
+
     def at(self, epoch: int, over: Callable[[], bool]) -> Lesson:
         """The lesson of an epoch; `over` says whether the time is up, and ends the teacher's look at the images."""
-        draws = self.lesson.settings.draws
-        if not draws or not self._worth_it():
-            return self.lesson
-        number = epoch % draws
-        if number not in self.known:
-            made = self._drawn(number, over)
-            if made is None:
-                return self.lesson
+        number = epoch % max(1, self.lesson.settings.draws)
+        if self.due(epoch) and (made := self._drawn(number, over)) is not None:
             self.known[number] = made
-        return self.known[number]
-
-    def _worth_it(self) -> bool:
-        """Whether a teacher looks at images which change, and which are held in memory."""
-        images, teacher = self.lesson.images, self.lesson.teacher
-        return teacher is not None and teacher.kept is None and images.held is not None
+        return self.known.get(number, self.lesson)
 
     def _drawn(self, number: int, over: Callable[[], bool]) -> Lesson | None:
         """The lesson of one draw; None when the time is up, or all draws' outputs would take too much memory."""

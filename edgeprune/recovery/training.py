@@ -164,6 +164,8 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
     """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
     course, epoch, network, settings = learner.course, learner.epoch, learner.network, draws.lesson.settings
     began, count = time.perf_counter(), len(draws.lesson.images)
+    if progress and draws.due(epoch):
+        progress(f"{settings.recipe}: {pace.label(epoch)}, the teacher looks at it", pace.done(epoch, 0, 1))
     lesson = draws.at(epoch, lambda: pace.done(epoch, 0, 1) >= 1)
     course.training += time.perf_counter() - began
     peak = peak_rate(network, settings) * course.rate
