@@ -32,8 +32,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ from edgeprune.console import TerminalConsole
 from edgeprune.data import open_split
 from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
-from edgeprune.planning import Range, Timer, Wish, at_once, plan_for
+from edgeprune.planning import Range, Wish, plan_for
 from edgeprune.pruning.aim import aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
@@ -80,16 +78,6 @@ class Source:
     bounds: tuple[float, float] = (0.0, 1.0)
     recipes: tuple[str, ...] = ("distill",)
     peak: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Hasty(Range):
-    """Times candidates in three processes each, however wide the interval: what counts is timed in full afterwards."""
-
-    @contextmanager
-    def opened(self) -> Iterator[Timer]:
-        with Range.opened(self) as timed:
-            yield lambda bundle, settled=at_once: timed(bundle)
 
 
 _BOTH = ("distill", "robust-distill")
@@ -143,7 +131,7 @@ def opened(name: str, options: argparse.Namespace) -> Case:
     test = open_split(str(config.test), "test", dense)
     images = test.source.read(test.ids[:256])
     attack = AttackConfig(attack=options.attack, eps=source.eps, samples=min(options.samples, len(test)))
-    timing = (Hasty if options.hasty else Range)(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0)
+    timing = Range(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0)
     return Case(name, dense, train, test, timing, attack, options.recipes or source.recipes, options.ratio)
 
 
@@ -396,7 +384,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="print what is missing, and about how long it takes")
     parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
     parser.add_argument("--epochs", type=int, help="of ours; with --unlabelled 30 unless told")
-    parser.add_argument("--hasty", action="store_true", help="time candidates briefly (on a machine that never rests)")
     parser.add_argument("--phases", type=lambda text: text.split(","), default=["plan", "train"])
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("throughput"), help="the network's file lies beside it")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
-    parser.set_defaults(attack="standard", samples=1, recipes=(), ratio=None, hasty=False)
+    parser.set_defaults(attack="standard", samples=1, recipes=(), ratio=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     throughput(options)
