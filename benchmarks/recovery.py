@@ -60,7 +60,7 @@ from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.schedules import rate_share
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.robustness import evaluate
-from edgeprune.robustness.twin.source import EXPORTED_MODULE, Gradients
+from edgeprune.robustness.twin.source import CHECKED, gradients_of, twin_of
 from edgeprune.types import Goal, ModelBundle, Split
 
 
@@ -252,8 +252,10 @@ def judged(case: Case, recovered: ModelBundle) -> dict[str, Any]:
         accuracy = float((evaluate.predict(session, case.test) == case.test.labels()).mean())
         subset = evaluate.attack_subset(case.test, case.attack.samples, 0)
         threat = evaluate.threat_model(case.attack, case.dense.preprocessing.bounds, subset, 0)
+        path, checked = Path(file.path), subset.source.read(subset.ids[:CHECKED])
+        twin = twin_of(path, case.dense.input_shape)
         outcome = evaluate.attack_file(
-            Gradients(recovered.network(), session, EXPORTED_MODULE),
+            gradients_of(twin, path, session, checked, case.dense.preprocessing),
             subset,
             threat,
             sha256=file.sha256,
