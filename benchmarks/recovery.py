@@ -13,7 +13,7 @@ change what it costs. Prints a table and writes JSON after every run; what is in
 is distill, and robust-distill as well where the network was trained for robustness.
 
 --phases: `plan` cuts and times, and wants a quiet machine; `train` recovers and attacks, and several may run at once.
---epochs N: ours train for so many epochs, in place of the plain loop's seconds (which are still there to compare with).
+--epochs N: ours alone, for so many epochs, in place of the plain loop's seconds.
 
 --ratio: both arms lose this share of every layer's channels, widths on multiples of 8: what recovery alone makes of it.
 --estimate: how many runs are missing, and for about how long, by the wall time of those in the file; nothing is run.
@@ -289,17 +289,19 @@ def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], co
         store(options, results, f"{case.name} / dense", "0", lambda: {"speedup": 1.0, **judged(case, case.dense)})
     for speedup in options.speedups if case.ratio is None else [0.0]:
         head = f"{case.name} / " + (f"{speedup:g}x" if case.ratio is None else f"ratio {case.ratio:g}")
-        peer, _, peer_timed = cut_once(case, "peer", speedup, options, console)
+        if not options.epochs:
+            peer, _, peer_timed = cut_once(case, "peer", speedup, options, console)
         mine, kept, timed = cut_once(case, "ours", speedup, options, console)
         for seed in options.seeds if "train" in options.phases else ():
 
-            def plain(seed: int = seed, peer: ModelBundle = peer, times: dict[str, Any] = peer_timed) -> dict[str, Any]:
-                found, seconds = plain_loop(case, peer, seed)
-                return {**times, **judged(case, found), "seconds": seconds}
+            def plain(seed: int = seed) -> dict[str, Any]:
+                found, seconds = plain_loop(case, peer, seed)  # noqa: B023 - called before the next turn
+                return {**peer_timed, **judged(case, found), "seconds": seconds}  # noqa: B023
 
-            allowed = store(options, results, f"{head} / {PLAIN}", str(seed), plain)["seconds"] / 60
+            length: dict[str, Any] = {"epochs": options.epochs}
+            if not options.epochs:
+                length = {"minutes": store(options, results, f"{head} / {PLAIN}", str(seed), plain)["seconds"] / 60}
             for recipe in case.recipes:
-                length = {"epochs": options.epochs} if options.epochs else {"minutes": allowed}
                 task = Task(configured(recipe, case, **length), case.train, seed, kept=kept)
                 said = f" / {options.epochs} epochs" if options.epochs else ""
                 store(
