@@ -43,7 +43,7 @@ def teacher() -> ModelBundle:
     """A chain that has learned the stripes."""
     torch.manual_seed(0)
     bundle = bundle_of(Chain())
-    found, _ = recover(bundle, bundle, Task(settings("finetune", 6), data(256), 0))
+    found, _ = recover(bundle, bundle, Task(settings("finetune", 6, learning_rate=0.02), data(256), 0))  # from nothing
     return found
 
 
@@ -154,7 +154,7 @@ def test_held_out_images_are_never_trained_on(monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.mark.parametrize("recipe", ["finetune", "distill"])
 def test_training_wins_accuracy_back(recipe: str, teacher: ModelBundle) -> None:
-    found, info = recover(pruned(), teacher, Task(settings(recipe, 8), data(256), 0))
+    found, info = recover(pruned(), teacher, Task(settings(recipe, 8, learning_rate=0.02), data(256), 0))
     assert isinstance(info, RecoveryInfo)
     assert info.accuracy_before is not None
     assert info.accuracy_after is not None
