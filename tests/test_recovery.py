@@ -43,7 +43,7 @@ def teacher() -> ModelBundle:
     """A chain that has learned the stripes."""
     torch.manual_seed(0)
     bundle = bundle_of(Chain())
-    found, _ = recover(bundle, bundle, Task(settings("finetune", 6, learning_rate=0.02), data(256), 0))  # from nothing
+    found, _ = recover(bundle, bundle, Task(settings("finetune", 6, learning_rate=0.02), data(256), 0))
     return found
 
 

@@ -41,7 +41,7 @@ def pruned(seed: int = 1) -> ModelBundle:
 def teacher() -> ModelBundle:
     torch.manual_seed(0)
     bundle = bundle_of(Chain())
-    found, _ = recover(bundle, bundle, Task(settings("finetune", epochs=6, learning_rate=0.02), data(256), 0))  # from nothing
+    found, _ = recover(bundle, bundle, Task(settings("finetune", epochs=6, learning_rate=0.02), data(256), 0))
     return found
 
 

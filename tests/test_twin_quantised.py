@@ -61,7 +61,9 @@ def test_quantised_convolution(tmp_path, zeros):
         node("QLinearConv", "q s z w ws wz ys yz b", "r", pads=[1, 1, 1, 1]),
         node("DequantizeLinear", "r ys yz"),
     ]
-    constants = {**Q, "w": WHOLE["q"], "ws": scales, "wz": zero, "ys": number(0.2), "yz": number(100, np.uint8)}
+    # Seven bits: with eight, ONNX Runtime's kernels saturate sums of two products on processors without VNNI.
+    weights = WHOLE["q"] // 2
+    constants = {**Q, "w": weights, "ws": scales, "wz": zero, "ys": number(0.2), "yz": number(100, np.uint8)}
     constants["b"] = RANDOM.integers(-200, 200, 6).astype(np.int32)
     compare(tmp_path, graph_of(nodes, 10, IMAGE, constants), floats(*IMAGE), 0.21)  # one step where a sum ties
 
