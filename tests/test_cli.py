@@ -43,16 +43,25 @@ def process(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 # ------------------------------------------------------------------------------------------------ a light start
 
 
-def test_help_starts_in_a_moment(tmp_path: Path) -> None:
-    """Processor time, so that a busy machine does not matter; the best of three."""
+def processor_seconds(command: list[str], folder: Path) -> float:
+    """Of a whole process that must end well, so that a busy machine does not matter; the best of three."""
     taken = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = process("--help", folder=tmp_path)
+        subprocess.run(command, cwd=folder, capture_output=True, timeout=200, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.4
+    return min(taken)
+
+
+def moments(folder: Path) -> float:
+    """What a process takes here that only imports the libraries which every command needs: a slow machine's measure."""
+    return processor_seconds([sys.executable, "-c", "import pydantic, typer"], folder)
+
+
+def test_help_starts_in_a_moment(tmp_path: Path) -> None:
+    taken = processor_seconds([sys.executable, "-m", "edgeprune.cli", "--help"], tmp_path)
+    assert taken < max(0.4, 5 * moments(tmp_path))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["--version"], ["targets"], ["compress"]])
@@ -80,14 +89,8 @@ def test_the_gate_imports_no_torch(finished: Path) -> None:
 
 
 def test_the_gate_judges_in_a_moment(finished: Path) -> None:
-    """Processor time of the whole process, the best of three."""
-    taken = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert process("gate", "run", "--artifact", "run/model.onnx", folder=finished).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.5
+    command = [sys.executable, "-m", "edgeprune.cli", "gate", "run", "--artifact", "run/model.onnx"]
+    assert processor_seconds(command, finished) < max(0.5, 6.5 * moments(finished))
 
 
 def test_version(edgeprune: Command) -> None:
