@@ -69,6 +69,8 @@ def attack_one(
     if source.module is None and wanted.attack not in BLACK_BOX:
         console.warn(f"gradients come from {source.said}; black-box attacks are run in place of {wanted.attack}")
         wanted = asking_only(wanted)
+    if source.origin is None and (wanted.engine != "local" or wanted.processes > 1):
+        console.warn(f"gradients come from {source.said}, which is not sent to other processes: this one attacks alone")
     threat = threat_model(wanted, form.preprocessing.bounds, subset, config.run.seed)
     with console.task(f"attacking in {runtime.name}") as progress:
         outcome = spreading.attack(
@@ -106,7 +108,7 @@ def form_of(file: Path, session: protocols.Session, config: Config) -> tuple[Inp
 
     said = config.model
     preprocessing = Preprocessing(said.mean, said.std, said.bounds, said.fit, said.resize, said.interpolation)
-    served = unguided(any_twin(file, said.input_shape), session, preprocessing, "").session
+    served = unguided(any_twin(file, said.input_shape), file, session, preprocessing, "").session
     assert served.input_shape is not None or said.input_shape is not None
     shape = served.input_shape or said.input_shape
     assert shape is not None
@@ -130,11 +132,11 @@ def _by_twin(file: Path, config: Config) -> tuple[InputForm, Attach]:
 
     def attach(session: protocols.Session, images: Floats) -> Gradients:
         if twin.unsupported:
-            return unguided(twin, session, preprocessing, f"no rule for {', '.join(twin.unsupported)}")
+            return unguided(twin, file, session, preprocessing, f"no rule for {', '.join(twin.unsupported)}")
         try:
             return gradients_of(twin, file, session, images, preprocessing)
         except ParityError as error:
-            return unguided(twin, session, preprocessing, error.what)
+            return unguided(twin, file, session, preprocessing, error.what)
 
     return form, attach
 
@@ -144,7 +146,7 @@ def _asked_for_classes(file: Path, twin: Twin, preprocessing: Preprocessing, con
     from edgeprune.robustness.twin.source import unguided
 
     _, session = open_file(file, config.latency.threads)
-    return count_logits(file, unguided(twin, session, preprocessing, "").session, twin.layout.shape)
+    return count_logits(file, unguided(twin, file, session, preprocessing, "").session, twin.layout.shape)
 
 
 def _by_bundle(file: Path, session: protocols.Session, gradients: Path, config: Config) -> tuple[ModelBundle, Attach]:

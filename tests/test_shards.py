@@ -18,7 +18,7 @@ from edgeprune.files import sha256_of
 from edgeprune.robustness import evaluate, shards
 from edgeprune.robustness.outcome import FileOutcome
 from edgeprune.robustness.shards import Engine, Shard, Spread, attack_spread, here, work
-from edgeprune.robustness.twin.source import Gradients, gradients_of, twin_of
+from edgeprune.robustness.twin.source import Gradients, gradients_of, twin_of, unguided
 from edgeprune.single import open_file
 from edgeprune.types import Preprocessing, Split
 
@@ -70,6 +70,20 @@ def test_shards_find_what_one_attack_finds(
     assert 0 < whole.record.fell < COUNT - 1
     require_same(whole, parts)
     assert not (tmp_path / "parts").exists()
+
+
+def test_a_file_without_gradients_is_shared_too(
+    scene: tuple[Gradients, Split, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SIZE", 3)
+    guided, split, sha256 = scene
+    assert guided.origin
+    file = guided.origin.file
+    blind = unguided(twin_of(file), file, open_file(file, 1)[1], Preprocessing(), "a test")
+    asked = (blind, evaluate.part_of(split, split.ids[:6]), sha256)
+    whole = outcome(asked, tmp_path, None, attack="black-box", eps="16/255")
+    assert 0 < whole.record.fell < 6
+    require_same(whole, outcome(asked, tmp_path / "parts", here, attack="black-box", eps="16/255"))
 
 
 def test_processes_find_the_same(

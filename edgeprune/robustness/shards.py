@@ -23,7 +23,7 @@ from edgeprune.errors import DataError, MeasurementError
 from edgeprune.files import sha256_of
 from edgeprune.robustness.evaluate import attack_file
 from edgeprune.robustness.outcome import FileOutcome, joined
-from edgeprune.robustness.twin.source import Origin, gradients_of, twin_of
+from edgeprune.robustness.twin.source import Origin, made_again
 from edgeprune.types import Split
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def work(shard: Shard) -> int:
     torch.set_num_threads(shard.threads)
     try:
         _, session = open_file(file, shard.origin.threads)
-        twin = twin_of(file, shard.origin.shape)
-        source = gradients_of(twin, file, session, shard.origin.checked, shard.origin.preprocessing)
+        source = made_again(shard.origin, session)
         pixels = ArraySource(shard.images, shard.labels, shard.threat.bounds)
         split = Split("test", "shard", pixels, np.arange(len(shard.ids)), shard.threat.samples_digest)
         found = attack_file(

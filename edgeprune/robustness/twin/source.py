@@ -33,13 +33,15 @@ _OTHERWISE = "give --gradients: the pruned.pt or the model file that it was expo
 @dataclass(frozen=True, slots=True, eq=False)
 class Origin:
     """What makes the same gradients again, in another process: the file, its image shape (C, H, W), what goes before a
-    foreign one, the images that the twin is checked on, and the runtime's threads."""
+    foreign one, the images that the twin is checked on, the runtime's threads, and why there are none (None: there
+    are)."""
 
     file: Path
     shape: Shape
     preprocessing: Preprocessing
     checked: Floats
     threads: int
+    unguided: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,9 +89,21 @@ def any_twin(file: Path, input_shape: Shape | None = None) -> Twin:
     return twin if beside.parent != twin.parent or beside.unsupported else beside
 
 
-def unguided(twin: Twin, session: Session, preprocessing: Preprocessing, why: str) -> Gradients:
+def made_again(origin: Origin, session: Session) -> Gradients:
+    """What an attack has of a file in one process, in another that opened the file as `session`. Errors: those of
+    `gradients_of`."""
+    if origin.unguided is not None:
+        twin = any_twin(origin.file, origin.shape)
+        return unguided(twin, origin.file, session, origin.preprocessing, origin.unguided)
+    twin = twin_of(origin.file, origin.shape)
+    return gradients_of(twin, origin.file, session, origin.checked, origin.preprocessing)
+
+
+def unguided(twin: Twin, file: Path, session: Session, preprocessing: Preprocessing, why: str) -> Gradients:
     """The runtime alone, for an attack that asks: there is nothing to take gradients from, and `why`."""
-    return Gradients(None, _served(twin, session, preprocessing)[0], f"nothing: {why}")
+    shape = twin.layout.shape
+    anew = Origin(file.resolve(), shape, preprocessing, np.zeros((0, *shape), np.float32), session.info.threads, why)
+    return Gradients(None, _served(twin, session, preprocessing)[0], f"nothing: {why}", origin=anew)
 
 
 def _served(twin: Twin, session: Session, preprocessing: Preprocessing) -> tuple[Session, Preprocessing]:
