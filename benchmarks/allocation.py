@@ -57,6 +57,7 @@ DATA = {"gtsrb": ("gtsrb_train.npz", "gtsrb_test_a.npz"), "cifar10": ("cifar10_t
 RANDOM = ("mobilenet_v2", "resnet18")
 OURS = {
     "ours": {},
+    "ours-untried": {"trials": 1},
     "ours-macs": {"cost_model": "macs"},
     "ours-local": {"ranking": "local"},
     "ours-isomorphic": {"ranking": "isomorphic"},
@@ -112,7 +113,7 @@ def ours(case: Case, goal: Goal, changes: dict[str, Any]) -> ModelBundle:
     """edgeprune's plan for the goal."""
     graph = trace(case.dense)
     settings = PruneConfig(criterion=case.criterion, **changes)
-    wish = Wish(goal, settings, 8, Rules(settings.ranking), case.train, 0)
+    wish = Wish(goal, settings, 8, Rules(settings.ranking), case.train, 0, "cpu")
     return apply(plan_for(case.dense, graph, wish, case.range, case.console), case.dense, graph)
 
 

@@ -158,7 +158,7 @@ def ours(case: Case, speedup: float, console: TerminalConsole) -> tuple[ModelBun
         fixed = make_plan(case.dense, graph, scores, allocate(graph, scores, goal, 8), goal, 8, 0)
         return apply(fixed, case.dense, graph), kept_outputs(fixed, graph)
     settings = PruneConfig(speedup=speedup)
-    wish = Wish(settings.goal(), settings, 8, Rules(settings.ranking), case.train, 0)
+    wish = Wish(settings.goal(), settings, 8, Rules(settings.ranking), case.train, 0, "cpu")
     plan = plan_for(case.dense, graph, wish, case.range, console)
     return apply(plan, case.dense, graph), kept_outputs(plan, graph)
 

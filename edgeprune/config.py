@@ -112,6 +112,13 @@ class PruneConfig(Section):
     cost_model: Literal["measured", "macs"] = setting(
         "measured", "What widths are priced by for a goal in time: layers timed in the first runtime, or MACs."
     )
+    trials: int = setting(
+        6,
+        "Plans of one predicted time that are trained for a moment to choose one, where a goal is in time, the network "
+        "is small and recovery trains (1: the one that loses least importance).",
+        ge=1,
+        le=64,
+    )
     iterations: int = setting(1, "Prune in this many steps, recovering in between.", gt=0)
     schedule: Literal["geometric", "linear"] = setting(
         "geometric", "How the goal is approached: each step keeps the same share, or removes the same amount."

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -23,6 +23,7 @@ from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
 from edgeprune.sweeping.sharing import Shared
+from edgeprune.trying import Target, best_tried, opened_trial
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Planner:
         graph = self._trace(start) if before else self.graph
         if goal.kind == "macs_ratio":
             goal = Goal(goal.kind, goal.value * self.graph.macs / graph.macs)
-        wish = Wish(goal, prune, self.multiple, rules, self.train, self.config.run.seed)
+        device = self.config.run.device if self.config.recover.trains else None
+        wish = Wish(goal, prune, self.multiple, rules, self.train, self.config.run.seed, device)
         try:
             plan = plan_for(start, graph, wish, self.gauge, self.console)
         except NothingLeftError:
@@ -106,7 +108,7 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a plan is asked for."""
+    """What a plan is asked for. `trials_on`: the torch device where candidates may be trained a little (None: none)."""
 
     goal: Goal
     settings: PruneConfig
@@ -114,6 +116,7 @@ class Wish:
     rules: Rules
     train: Split | None
     seed: int
+    trials_on: str | None = None
 
 
 class Candidate(Record):
@@ -243,7 +246,7 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
     `gauge` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
     contradict each other.
     """
-    from edgeprune.pruning.aim import aim_among, reached, settled
+    from edgeprune.pruning.aim import reached
     from edgeprune.pruning.block_allocation import Choice, by_budget, macs_after, without
     from edgeprune.pruning.importance import importance_of
     from edgeprune.pruning.plan import choose, plan_of, sketch
@@ -258,6 +261,9 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
     def plan_with(choice: Choice) -> PrunePlan:
         return plan_of(bundle, graph, importance, choice, goal, multiple, wish.seed)
 
+    def network_of(choice: Choice) -> ModelBundle:
+        return sketch(plan_with(choice), bundle, graph)
+
     if goal.kind not in TIMED_GOALS:
         return plan_with(choose(graph, importance, goal, multiple, rules))
 
@@ -267,26 +273,22 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
     def share_of_macs(choice: Choice) -> float:
         return macs_after(graph, choice) / graph.macs
 
-    propose: Callable[[float], Choice] = by_macs
-    share_of: Callable[[Choice], float] = share_of_macs
-    priced = "MACs"
+    timed: TimedChoices | None = None
     if wish.settings.cost_model == "measured":
         try:
             timed = TimedChoices(graph, importance, multiple, rules, layer_times(bundle, graph, wish, gauge, console))
-            propose, share_of, priced = timed.propose, timed.share, "predicted time"
         except MeasurementError as error:
             console.warn(f"{error.what}: widths are chosen by MACs")
             said = (f"widths were chosen by MACs, since layers could not be timed: {error.what}",)
-    with console.task(f"aiming at {goal.kind} {goal.value:g}") as progress, gauge.opened() as time:
-        aimed = aim_among(
-            goal,
-            propose,
-            share_of,
-            lambda choice: time(sketch(plan_with(choice), bundle, graph), partial(settled, goal)),
-            share_is_of=priced,
-            how=gauge.how,
-            progress=progress,
-        )
+    with gauge.opened() as time:
+        target = Target(goal, lambda choice, known: time(network_of(choice), known), gauge.how, console)
+        if timed is None:
+            aimed = target.aim(by_macs, share_of_macs, "MACs")
+        else:
+            aimed = target.aim(timed.propose, timed.share, "predicted time")
+            trial = opened_trial(bundle, graph, wish)
+            if trial is not None:
+                aimed = best_tried(target, aimed, timed, trial, network_of, wish.settings.trials)
     notes, choice = (*aimed.notes, *said), aimed.widths
     if reached(goal, aimed.timing) < 1 and wish.settings.scope != "blocks":
         notes = (*notes, *obstacles(without(graph, choice.removed), choice.widths, multiple, rules))

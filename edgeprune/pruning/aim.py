@@ -104,15 +104,16 @@ def aim_among(
     *,
     share_is_of: str = "MACs",
     how: str = MEASURED,
+    first: float | None = None,
     progress: Progress | None = None,
 ) -> Aimed[C]:
     """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has.
 
-    `how` the candidates were told apart stands in the notes.
+    `how` the candidates were told apart stands in the notes. `first`: the ratio to begin with, where one is known.
     """
     tries: list[_Try[C]] = []
     while len(tries) < _TRIES and not any(each.meets and each.sure for each in tries):
-        widths = _next_candidate(goal, propose, tries)
+        widths = _next_candidate(goal, propose, tries, first)
         if widths is None:
             break
         share = share_of(widths)
@@ -151,9 +152,11 @@ def bounds(goal: Goal, timing: Timing) -> tuple[float, float]:
     return goal.value / high, goal.value / low
 
 
-def _next_candidate(goal: Goal, propose: Callable[[float], C], tries: Sequence[_Try[C]]) -> C | None:
+def _next_candidate(
+    goal: Goal, propose: Callable[[float], C], tries: Sequence[_Try[C]], first: float | None
+) -> C | None:
     """The first proposal that has not been measured; None when the bracket holds nothing new."""
-    for ratio in _proposals(goal, tries):
+    for ratio in ([first] if first and not tries else []) + _proposals(goal, tries):
         try:
             widths = propose(ratio)
         except PruningError:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -29,6 +30,9 @@ _SWEEPS = 20
 _SECONDS = 5.0  # for exchanges; the relaxation alone takes a fraction of one
 _NOTHING = 1e-12
 _MOST_LOST = 12.0
+
+NO_EMPHASIS: Mapping[str, float] = MappingProxyType({})
+"""Every group's loss counts as it is."""
 
 Levels = list[int]
 
@@ -45,11 +49,25 @@ class Problem:
     multiple: int
 
     @classmethod
-    def of(cls, graph: ChannelGraph, scores: Scores, prices: Prices, multiple: int, rules: Rules) -> Problem:
-        """The problem of a scored network; UsageError when limits leave a group no width."""
+    def of(
+        cls,
+        graph: ChannelGraph,
+        scores: Scores,
+        prices: Prices,
+        multiple: int,
+        rules: Rules,
+        emphasis: Mapping[str, float] = NO_EMPHASIS,
+    ) -> Problem:
+        """The problem of a scored network; UsageError when limits leave a group no width.
+
+        `emphasis`: what a group's loss is multiplied by, 1 unless it is named.
+        """
         choices = tuple(choices_of(graph, multiple, rules))
         gone = tuple(np.array([g.width - w for w in choices[i]], dtype=np.float64) for i, g in enumerate(graph.groups))
-        lost = tuple(strain(importance_lost(scores.values[g.name], choices[i])) for i, g in enumerate(graph.groups))
+        lost = tuple(
+            emphasis.get(g.name, 1.0) * strain(importance_lost(scores.values[g.name], choices[i]))
+            for i, g in enumerate(graph.groups)
+        )
         return cls(graph, choices, gone, lost, prices, multiple)
 
     def loss(self, levels: Levels) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,13 +28,19 @@ _BLOCK_STRAIN = float(strain([BLOCK_PRICE])[0])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TimedChoices:
-    """Proposes choices by the time that they should take, from tables of each layer's milliseconds."""
+    """Proposes choices by the time that they should take, from tables of each layer's milliseconds.
+
+    `emphasis`: what the loss of a group is multiplied by, 1 unless it is named; `block_emphasis` likewise, of all
+    blocks (`edgeprune.pruning.variants`).
+    """
 
     graph: ChannelGraph
     importance: Importance
     multiple: int
     rules: Rules
     tables: Tables
+    emphasis: Mapping[str, float] = field(default_factory=dict)
+    block_emphasis: float = 1.0
 
     def propose(self, share: float) -> Choice:
         """The least importance lost for this share of the dense network's time, or the fastest where none is so fast.
@@ -55,7 +61,7 @@ class TimedChoices:
                     continue
                 choice = Choice({group.name: group.width for group in shorter.groups}, removed)
             price = self._price(choice)
-            cost = (max(0.0, price / budget - 1 - _NEAR), self._loss(choice))
+            cost = (max(0.0, price / budget - 1 - _NEAR), self.loss(choice))
             if cost < least:
                 best, least = choice, cost
             if removed and self._price(Choice({g.name: g.width for g in shorter.groups}, removed)) <= budget:
@@ -77,7 +83,9 @@ class TimedChoices:
             if not removed:
                 raise NothingLeftError("no block is removed")
             return Choice({group.name: group.width for group in shorter.groups}, removed)
-        problem = Problem.of(shorter, self.importance.channels, self._prices(shorter), self.multiple, self.rules)
+        problem = Problem.of(
+            *(shorter, self.importance.channels, self._prices(shorter), self.multiple, self.rules, self.emphasis)
+        )
         if self.rules.ranking in ("local", "isomorphic"):
             return Choice(problem.widths(in_order(problem, self.importance.channels, self.rules, budget)), removed)
         return Choice(problem.widths(solve(problem, budget)), removed)
@@ -100,16 +108,16 @@ class TimedChoices:
     def _prices(self, graph: ChannelGraph) -> Prices:
         return by_time(graph, self.tables)
 
-    def _loss(self, choice: Choice) -> float:
+    def loss(self, choice: Choice) -> float:
         """What a choice loses, blocks and channels in one currency."""
         values = self.importance.blocks.values if self.importance.blocks else {}
-        lost = sum(_BLOCK_STRAIN * values[name] for name in choice.removed)
+        lost = sum(self.block_emphasis * _BLOCK_STRAIN * values[name] for name in choice.removed)
         if self.importance.scope == "blocks":
             return lost
         for group in without(self.graph, choice.removed).groups:
             scores = np.sort(self.importance.channels.values[group.name])
             gone = float(scores[: group.width - choice.widths[group.name]].sum() / max(float(scores.sum()), 1e-300))
-            lost += float(strain([-math.log1p(-min(gone, 1 - 1e-12))])[0])
+            lost += self.emphasis.get(group.name, 1.0) * float(strain([-math.log1p(-min(gone, 1 - 1e-12))])[0])
         return lost
 
 

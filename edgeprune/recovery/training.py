@@ -115,6 +115,19 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
     return Trained(learner.best, Judged(course.accuracy, course.robust), learner.epoch, course)
 
 
+def one_pass(network: nn.Module, lesson: Lesson, seed: int) -> bool:
+    """One pass over the images, by the whole schedule of one epoch, in place; False where it diverged."""
+    settings = lesson.settings
+    course = Course("bfloat16" if lesson.precision == "bfloat16" else "float32", settings.adversary_steps)
+    learner = Learner(network, optimizer_of(network, settings.optimizer), {}, course, {})
+    with _own_randomness(lesson.images.device):
+        try:
+            _epoch(learner, Draws(lesson, seed), Pace.of(settings, 0.0, 0.0), None)
+        except _DivergedError:
+            return False
+    return True
+
+
 def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
     """The learner as a checkpoint left it, or at its start; its precision is decided, and written down, here."""
     lesson, settings = workshop.lesson, workshop.lesson.settings

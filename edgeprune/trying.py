@@ -1,0 +1,133 @@
+"""Candidates for a goal in time: aimed at it, and among several of one predicted time, the one that recovers best.
+
+Promise: a choice is written down with what it rests on. The networks that were tried are thrown away: recovery begins
+anew. A plan that does best in its trial and then misses the goal, or meets it with widths that do worse, is not taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edgeprune.console import Console
+from edgeprune.types import Goal
+
+if TYPE_CHECKING:
+    from edgeprune.planning import Wish
+    from edgeprune.pruning.aim import Aimed, Timing
+    from edgeprune.pruning.block_allocation import Choice
+    from edgeprune.pruning.timed import TimedChoices
+    from edgeprune.pruning.variants import Variant
+    from edgeprune.recovery.trial import Trial
+    from edgeprune.types import ChannelGraph, ModelBundle, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A goal, and how choices are timed for it: the longer, the less settled the figure is. `how` stands in notes."""
+
+    goal: Goal
+    time: Callable[[Choice, Callable[[Timing], bool]], Timing]
+    how: str
+    console: Console
+
+    def aim(
+        self,
+        propose: Callable[[float], Choice],
+        share_of: Callable[[Choice], float],
+        share_is_of: str,
+        first: float | None = None,
+    ) -> Aimed[Choice]:
+        """The choice that meets the goal, of those that are proposed for a share; `first`: the share to begin with."""
+        from edgeprune.pruning.aim import aim_among, settled
+
+        with self.console.task(f"aiming at {self.goal.kind} {self.goal.value:g}") as progress:
+            return aim_among(
+                self.goal,
+                propose,
+                share_of,
+                lambda choice: self.time(choice, partial(settled, self.goal)),
+                share_is_of=share_is_of,
+                how=self.how,
+                first=first,
+                progress=progress,
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tried:
+    """How far each variant stayed from the dense network, in nats, and which did best."""
+
+    nats: tuple[float, ...]
+    best: int
+
+
+def opened_trial(bundle: ModelBundle, graph: ChannelGraph, wish: Wish) -> Trial | None:
+    """The trial that candidates are put to; None where none is wanted, or where it would tell nothing."""
+    if wish.settings.trials < 2 or wish.trials_on is None or wish.train is None:
+        return None
+    from edgeprune.recovery.trial import Trial
+
+    return Trial.opened(bundle, graph.macs, wish.train, wish.seed, wish.trials_on)
+
+
+def best_tried(
+    target: Target,
+    aimed: Aimed[Choice],
+    timed: TimedChoices,
+    trial: Trial,
+    network_of: Callable[[Choice], ModelBundle],
+    count: int,
+) -> Aimed[Choice]:
+    """`aimed`, or what is aimed anew with the weights of the variant that did better in its trial."""
+    from edgeprune.pruning.aim import TOLERANCE, reached
+    from edgeprune.pruning.variants import variants
+
+    share, console = timed.share(aimed.widths) * (1 + TOLERANCE), target.console
+    with console.task("trying plans of one predicted time") as progress:
+        rivals = variants(timed, aimed.widths, share, count)
+        if len(rivals) < 2:
+            return aimed
+        found = tried(rivals, trial, network_of, progress)
+    told = partial(_note, found, trial)
+    if found.best == 0:
+        return replace(aimed, notes=(*aimed.notes, told("it is the one that loses least importance, too")))
+    chosen = rivals[found.best]
+    better = target.aim(chosen.proposer.propose, timed.share, "predicted time", share)
+    reason = f"the one that loses least importance: {_nats(found.nats[0])}"
+    if better.widths != chosen.choice:  # the goal as measured asked for other widths, which nobody has tried
+        with console.task("trying the plan that meets the goal"):
+            nats = trial.distance(network_of(better.widths))
+        reason += f"; {_nats(nats)} at the widths that it meets the goal with"
+        if nats >= found.nats[0]:
+            return replace(aimed, notes=(*aimed.notes, told(f"{reason}, so that the latter was kept")))
+    if reached(target.goal, aimed.timing) >= 1 > reached(target.goal, better.timing):
+        return replace(aimed, notes=(*aimed.notes, told(f"{reason}, which was kept, since the best missed the goal")))
+    return replace(better, notes=(*better.notes, told(reason)))
+
+
+def tried(
+    variants: Sequence[Variant], trial: Trial, network_of: Callable[[Choice], ModelBundle], progress: Progress
+) -> Tried:
+    """Train the network of every variant a little; the first, which loses least, wins a tie."""
+    found: list[float] = []
+    for variant in variants:
+        said = f", the best so far at {min(found):.3g} nats" if found else ""
+        progress(f"plan {len(found) + 1} of {len(variants)}{said}", len(found) / len(variants))
+        found.append(trial.distance(network_of(variant.choice)))
+    return Tried(tuple(found), min(range(len(found)), key=found.__getitem__))
+
+
+def _note(found: Tried, trial: Trial, reason: str) -> str:
+    told = (
+        f"{_nats(found.nats[found.best])} from the dense network's answers on {len(trial.jury.split)} held-out images"
+    )
+    after = f"after one pass of {trial.images} images"
+    return f"the best of {len(found.nats)} plans of one predicted time {after}: {told} ({reason})"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3g} nats" if math.isfinite(value) else "diverged"

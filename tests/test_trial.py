@@ -1,0 +1,174 @@
+"""A trial tells candidates apart, the same way each time, and leaves them as they were; and what a plan makes of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from test_planning import FakeRange, clock
+from toy_networks import Chain, bundle_of, randomized, split_of, stripes
+
+from edgeprune import trying
+from edgeprune.config import PruneConfig, RecoverConfig
+from edgeprune.console import Console
+from edgeprune.models import digest
+from edgeprune.planning import Wish, plan_for
+from edgeprune.pruning.aim import TOLERANCE, Aimed, Timing
+from edgeprune.pruning.allocation import Rules
+from edgeprune.pruning.block_allocation import Choice
+from edgeprune.pruning.graph import trace
+from edgeprune.pruning.plan import apply, make_plan, sketch
+from edgeprune.pruning.variants import Variant
+from edgeprune.recovery import training
+from edgeprune.recovery.recover import Task, recover
+from edgeprune.recovery.trial import Trial
+from edgeprune.types import Goal, ModelBundle, Scores
+
+assert clock  # a fixture for all tests here: layers are not really timed
+IMAGES, MACS = 640, 1e5
+
+
+@pytest.fixture(scope="module")
+def trained() -> ModelBundle:
+    torch.manual_seed(0)
+    fresh = bundle_of(randomized(Chain()))
+    settings = RecoverConfig(recipe="finetune", epochs=3, learning_rate=0.02)
+    return recover(fresh, fresh, Task(settings, split_of(*stripes(IMAGES)), 0))[0]
+
+
+def cut_to(bundle: ModelBundle, keep: int) -> ModelBundle:
+    """Every group with its `keep` most important channels."""
+    graph = trace(bundle)
+    scores = Scores("made up", {g.name: np.arange(g.width, 0.0, -1.0) for g in graph.groups}, "none")
+    widths = {group.name: keep for group in graph.groups}
+    return apply(make_plan(bundle, graph, scores, widths, Goal("ratio", 0.5), 1, 0), bundle, graph)
+
+
+def opened(dense: ModelBundle, images: int = IMAGES, macs: float = MACS) -> Trial | None:
+    return Trial.opened(dense, macs, split_of(*stripes(images)), 0, "cpu")
+
+
+def test_less_is_further_away_and_the_figure_is_the_same_each_time(trained: ModelBundle) -> None:
+    trial = opened(trained)
+    assert trial
+    assert trial.images == 576
+    wide, narrow = cut_to(trained, 12), cut_to(trained, 2)
+    before = digest(narrow.module)
+    near, far = trial.distance(wide), trial.distance(narrow)
+    assert 0 < near < far < math.inf
+    assert trial.distance(narrow) == far
+    assert digest(narrow.module) == before
+
+
+def test_a_trial_does_not_move_the_global_generator(trained: ModelBundle) -> None:
+    trial = opened(trained)
+    assert trial
+    before = torch.random.get_rng_state()
+    trial.distance(cut_to(trained, 4))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("images", "macs"), [(300, 1e5), (640, 1e9)])
+def test_few_images_or_a_large_network_are_not_tried(trained: ModelBundle, images: int, macs: float) -> None:
+    assert opened(trained, images, macs) is None
+
+
+def test_a_candidate_that_diverges_is_infinitely_far(trained: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = opened(trained)
+    assert trial
+    monkeypatch.setattr(training, "peak_rate", lambda *_: math.nan)
+    assert trial.distance(cut_to(trained, 4)) == math.inf
+
+
+class Fake:
+    """A trial with an opinion of its own: the wider (or narrower) the first layer, the better."""
+
+    images, jury = 100, SimpleNamespace(split=range(7))
+
+    def __init__(self, sign: float) -> None:
+        self.sign, self.seen = sign, list[int]()
+
+    def distance(self, pruned: ModelBundle) -> float:
+        width = cast(Any, pruned.module).conv1[0].out_channels
+        self.seen.append(width)
+        return 50 - self.sign * width
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, trial: Fake | None, range_: FakeRange | None = None) -> Any:
+    dense = range_.dense if range_ else bundle_of(randomized(Chain()))
+    monkeypatch.setattr(trying, "opened_trial", lambda *_: trial)
+    monkeypatch.setattr("edgeprune.planning.opened_trial", lambda *_: trial)
+    wish = Wish(Goal("speedup", 2.0), PruneConfig(speedup=2), 1, Rules(), None, 0, "cpu")
+    return plan_for(dense, trace(dense), wish, range_ or FakeRange(dense), Console())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_plan_that_does_best_is_chosen_and_meets_the_goal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sign: float
+) -> None:
+    trial = Fake(sign)
+    plan = planned(monkeypatch, trial)
+    width = len(plan.groups[0].kept)
+    assert len(set(trial.seen)) > 1
+    assert sign * width >= max(sign * seen for seen in trial.seen)  # aimed anew: what the goal left over is spent
+    note = next(note for note in plan.notes if note.startswith("the best of"))
+    count = int(note.split()[3])
+    assert count >= len(set(trial.seen)) - 1
+    assert f"the best of {count} plans of one predicted time after one pass of 100 images" in note
+    assert "nats from the dense network's answers on 7 held-out images" in note
+    aimed = next(note for note in plan.notes if note.startswith("aimed on candidates"))
+    assert 2 <= float(aimed.split(": ")[1].split("x")[0]) <= 2 * (1 + TOLERANCE) + 0.005
+
+
+def test_without_a_trial_the_plan_that_loses_least_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(monkeypatch, None)
+    assert not any(note.startswith("the best of") for note in plan.notes)
+
+
+@pytest.mark.parametrize(("speedup", "said"), [(1.5, "the best missed the goal"), (2.05, "the latter was kept")])
+def test_a_favourite_that_misses_the_goal_or_meets_it_with_worse_widths_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, said: str
+) -> None:
+    dense = bundle_of(randomized(Chain()))
+    target = trying.Target(Goal("speedup", 2.0), lambda *_: pytest.fail("not timed"), "made up", Console())
+    first, favourite, aimed_anew = (
+        Choice({"conv1.0": width, "conv2.0": 24}) for width in (8, 12, 4 if speedup > 2 else 12)
+    )
+    timing, other = Timing(2.01, 1.0), Timing(speedup, 1.0)
+    monkeypatch.setattr(trying.Target, "aim", lambda *_: Aimed(aimed_anew, other, ("aimed",)))
+    proposer: Any = SimpleNamespace(share=lambda _: 0.5, propose=None)
+    made = [Variant(proposer, first, 1.0), Variant(proposer, favourite, 2.0)]
+    monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: made)
+    trial: Any = Fake(1.0)
+    graph = trace(dense)
+
+    def network_of(choice: Choice) -> ModelBundle:
+        scores = Scores("made up", {g.name: np.ones(g.width) for g in graph.groups}, "none")
+        return sketch(make_plan(dense, graph, scores, choice.widths, target.goal, 1, 0), dense, graph)
+
+    found = trying.best_tried(target, Aimed(first, timing, ("before",)), proposer, trial, network_of, 2)
+    assert found.widths == first
+    assert found.timing == timing
+    assert found.notes[0] == "before"
+    assert said in found.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trials", "wanted"),
+    [("distill", 6, True), ("none", 6, False), ("calibrate", 6, False), ("distill", 1, False)],
+)
+def test_trials_are_for_networks_that_will_be_trained(
+    recipe: str, trials: int, wanted: bool, trained: ModelBundle
+) -> None:
+    recover_ = RecoverConfig.model_validate({"recipe": recipe})
+    train = split_of(*stripes(IMAGES))
+    wish = Wish(
+        *(Goal("speedup", 2.0), PruneConfig(speedup=2, trials=trials), 8, Rules(), train, 0),
+        "cpu" if recover_.trains else None,
+    )
+    assert (trying.opened_trial(trained, trace(trained), wish) is not None) is wanted
