@@ -2,18 +2,19 @@
 
     python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
         [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500] [--estimate]
-        [--ratio 0.5] [--epochs 30] [--phases plan,train]
+        [--ratio 0.5] [--epochs 30] [--settings '{"natural_share": 0.15}'] [--phases plan,train]
 
 The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
-a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float32). Ours: edgeprune's plan for the
-same speed-up, then each recipe for as many seconds as the plain loop took on the same seed. All end as exported files:
-clean accuracy and robust accuracy (`--attack`, the standard suite unless told) are the file's, in ONNX Runtime, on test
-images; the speed-up is measured against the dense file, once an arm, before recovery: the weights of a seed do not
-change what it costs. Prints a table and writes JSON after every run; what is in the file is not done again. The recipe
-is distill, and robust-distill as well where the network was trained for robustness.
+a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float32), and a plain loop on images that one
+step of an adversary has moved. Ours: edgeprune's plan for the same speed-up, then each recipe for as many seconds as
+the plain loop of its kind took on the same seed. All end as exported files: clean accuracy and robust accuracy
+(`--attack`, the standard suite unless told) are the file's, in ONNX Runtime, on test images; the speed-up is measured
+against the dense file, once an arm, before recovery: the weights of a seed do not change what it costs. Prints a table
+and writes JSON after every run; what is in the file is not done again. The recipe is distill, and robust-distill as
+well where the network was trained for robustness.
 
 --phases: `plan` cuts and times, and wants a quiet machine; `train` recovers and attacks, and several may run at once.
---epochs N: ours alone, for so many epochs, in place of the plain loop's seconds.
+--epochs N: ours alone, for so many epochs, in place of the plain loop's seconds; with --settings of [recover].
 
 --ratio: both arms lose this share of every layer's channels, widths on multiples of 8: what recovery alone makes of it.
 --estimate: how many runs are missing, and for about how long, by the wall time of those in the file; nothing is run.
@@ -32,6 +33,7 @@ import statistics
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ from edgeprune.recovery.images import shuffled
 from edgeprune.recovery.learner import peak_rate
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.schedules import rate_share
-from edgeprune.recovery.settings import RecoverConfig
+from edgeprune.recovery.settings import ROBUST, RecoverConfig
 from edgeprune.robustness import evaluate
 from edgeprune.robustness.twin.source import CHECKED, gradients_of, twin_of
 from edgeprune.types import Goal, ModelBundle, Split
@@ -93,6 +95,7 @@ CASES = {
 }
 _KWS_TRAIN = 350
 PLAIN = "plain loop on torch-pruning uniform"
+PLAIN_ROBUST = "plain adversarial loop on torch-pruning uniform"
 BATCH = 128
 _EPOCHS, _TEMPERATURE = 6, 4.0
 _FEW_EPOCHS = 30  # on few images
@@ -193,18 +196,40 @@ def stock(case: Case, speedup: float) -> ModelBundle:
     return made[found.widths]
 
 
-def plain_step(network: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> None:
-    """One step of distillation as a first script has it: eager, contiguous, float32."""
+def plain_step(
+    network: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    seen: torch.Tensor | None = None,
+) -> None:
+    """One step of distillation as a first script has it: eager, contiguous, float32. `seen`: what the student sees."""
     with torch.no_grad():
         wanted = nn.functional.log_softmax(teacher(images) / _TEMPERATURE, 1)
-    given = nn.functional.log_softmax(network(images) / _TEMPERATURE, 1)
+    given = nn.functional.log_softmax(network(images if seen is None else seen) / _TEMPERATURE, 1)
     nn.functional.kl_div(given, wanted, reduction="batchmean", log_target=True).mul(_TEMPERATURE**2).backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def plain_loop(case: Case, pruned: ModelBundle, seed: int) -> tuple[ModelBundle, float]:
-    """The peer's recovery, on a copy: (recovered, seconds). The last state is kept, as a plain loop does."""
+def plain_adversary(network: nn.Module, teacher: nn.Module, images: torch.Tensor, case: Case) -> torch.Tensor:
+    """Images that one step from a random start has moved away from the teacher's answers (Wong et al. 2020)."""
+    reach, bounds = float(Fraction(case.attack.eps)), case.dense.preprocessing.bounds
+    noise = torch.empty_like(images).uniform_(-reach, reach)
+    start = (images + noise).clamp(*bounds).requires_grad_()
+    with torch.no_grad():
+        wanted = nn.functional.log_softmax(teacher(images), 1)
+    given = nn.functional.log_softmax(network(start), 1)
+    far = nn.functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
+    (slope,) = torch.autograd.grad(far, start)
+    return (images + (noise + 1.25 * reach * slope.sign()).clamp(-reach, reach)).clamp(*bounds)
+
+
+def plain_loop(case: Case, pruned: ModelBundle, seed: int, *, robust: bool = False) -> tuple[ModelBundle, float]:
+    """The peer's recovery, on a copy: (recovered, seconds). The last state is kept, as a plain loop does.
+
+    `robust`: the student looks at perturbed images, the teacher at those that they were made of.
+    """
     started = time.perf_counter()
     student = dataclasses.replace(pruned, module=copy.deepcopy(pruned.module))
     network, teacher = student.network(), case.dense.network()
@@ -218,7 +243,8 @@ def plain_loop(case: Case, pruned: ModelBundle, seed: int) -> tuple[ModelBundle,
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_share((epoch + step / len(batches)) / _EPOCHS)
             images = torch.from_numpy(case.train.source.read(case.train.ids[positions]))
-            plain_step(network, teacher, optimizer, images)
+            seen = plain_adversary(network, teacher, images, case) if robust else None
+            plain_step(network, teacher, optimizer, images, seen)
     network.eval()
     return dataclasses.replace(student, digest=digest(student.module)), time.perf_counter() - started
 
@@ -294,16 +320,20 @@ def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], co
         mine, kept, timed = cut_once(case, "ours", speedup, options, console)
         for seed in options.seeds if "train" in options.phases else ():
 
-            def plain(seed: int = seed) -> dict[str, Any]:
-                found, seconds = plain_loop(case, peer, seed)  # noqa: B023 - called before the next turn
+            def plain(robust: bool, seed: int = seed) -> dict[str, Any]:
+                found, seconds = plain_loop(case, peer, seed, robust=robust)  # noqa: B023 - called before the next turn
                 return {**peer_timed, **judged(case, found), "seconds": seconds}  # noqa: B023
 
-            length: dict[str, Any] = {"epochs": options.epochs}
-            if not options.epochs:
-                length = {"minutes": store(options, results, f"{head} / {PLAIN}", str(seed), plain)["seconds"] / 60}
             for recipe in case.recipes:
-                task = Task(configured(recipe, case, **length), case.train, seed, kept=kept)
+                length: dict[str, Any] = {"epochs": options.epochs}
+                if not options.epochs:
+                    robust = recipe in ROBUST
+                    arm = f"{head} / {PLAIN_ROBUST if robust else PLAIN}"
+                    took = store(options, results, arm, str(seed), partial(plain, robust))["seconds"]
+                    length = {"minutes": took / 60}
+                task = Task(configured(recipe, case, **length, **options.settings), case.train, seed, kept=kept)
                 said = f" / {options.epochs} epochs" if options.epochs else ""
+                said += "".join(f" / {name} {value}" for name, value in options.settings.items())
                 store(
                     *(options, results, f"{head} / {recipe}{said}", str(seed)),
                     lambda task=task, mine=mine, timed=timed: {**timed, **won(case, mine, task)},
@@ -364,7 +394,9 @@ def estimate(options: argparse.Namespace, results: dict[str, Any]) -> str:
     """Runs that are missing, and their wall time by the mean of those that were made of the same network."""
     lines = []
     for name in options.networks:
-        arms = (4 if options.unlabelled else 1 + len(options.recipes or CASES[name].recipes)) * len(options.seeds)
+        recipes = options.recipes or CASES[name].recipes
+        plain = len({recipe in ROBUST for recipe in recipes})
+        arms = (4 if options.unlabelled else plain + len(recipes)) * len(options.seeds)
         planned = arms if options.unlabelled else 1 + arms * (1 if options.ratio else len(options.speedups))
         walls = [run["wall"] for key, runs in results.items() if key.startswith(name) for run in runs.values()]
         missing = max(0, planned - len(walls))
@@ -388,6 +420,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="print what is missing, and about how long it takes")
     parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
     parser.add_argument("--epochs", type=int, help="of ours; with --unlabelled 30 unless told")
+    parser.add_argument("--settings", type=json.loads, default={}, help="of [recover], as JSON")
     parser.add_argument("--phases", type=lambda text: text.split(","), default=["plan", "train"])
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

@@ -18,7 +18,8 @@ from edgeprune.sweeping.sharing import Shared
 from edgeprune.types import Split
 
 if TYPE_CHECKING:
-    from edgeprune.steps import Exported, Run
+    from edgeprune.stages import Exported
+    from edgeprune.steps import Run
 
 _SIDES: tuple[Side, Side] = ("dense", "compressed")
 

@@ -28,7 +28,8 @@ from edgeprune.records import (
     Unmeasured,
 )
 from edgeprune.runfolder import RunFolder
-from edgeprune.steps import EVIDENCE, Exported, Planned, Recovered, Run
+from edgeprune.stages import EVIDENCE, Exported, Planned, Recovered
+from edgeprune.steps import Run
 from edgeprune.sweeping.sharing import Shared
 from edgeprune.there import OnDevice
 from edgeprune.types import ModelBundle, Split

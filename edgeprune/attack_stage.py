@@ -39,7 +39,8 @@ from edgeprune.runfolder import STAGES
 from edgeprune.types import AttackBudget, Course, Split, Victim
 
 if TYPE_CHECKING:
-    from edgeprune.steps import Exported, Run
+    from edgeprune.stages import Exported
+    from edgeprune.steps import Run
 
 SIDES: tuple[Side, Side] = ("dense", "compressed")
 _RESTARTS = 1  # of the search for divergence

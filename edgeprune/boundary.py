@@ -25,7 +25,8 @@ from edgeprune.records import (
     Unmeasured,
 )
 from edgeprune.runfolder import STAGES
-from edgeprune.steps import EVIDENCE, STEMS, Exported, Run
+from edgeprune.stages import EVIDENCE, STEMS, Exported
+from edgeprune.steps import Run
 from edgeprune.types import Split
 
 if TYPE_CHECKING:

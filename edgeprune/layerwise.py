@@ -12,7 +12,8 @@ from edgeprune import protocols
 from edgeprune.records import LayerProfile, Side, Unmeasured
 
 if TYPE_CHECKING:
-    from edgeprune.steps import Exported, Run
+    from edgeprune.stages import Exported
+    from edgeprune.steps import Run
 
 LONGEST = 1.0  # seconds of each file
 _IMAGES = 32

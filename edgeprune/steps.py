@@ -6,7 +6,7 @@ finished stage can be kept. Everything that a stage writes is whole or absent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,10 +26,7 @@ from edgeprune.latency.estimate import Calibration
 from edgeprune.latency.profiles import Profile
 from edgeprune.records import (
     AccuracyComparison,
-    Artifact,
     LatencyComparison,
-    LayerChange,
-    Parity,
     PrunePlan,
     Record,
     RecoveryInfo,
@@ -40,6 +37,7 @@ from edgeprune.records import (
 )
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.runfolder import RunFolder
+from edgeprune.stages import PLAN, PRUNED, START, STEMS, Exported, Planned, Recovered, Step
 from edgeprune.sweeping.sharing import Shared
 from edgeprune.there import OnDevice
 from edgeprune.types import ChannelGraph, ModelBundle, Split
@@ -50,49 +48,8 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats
 
 T = TypeVar("T", bound=Record)
-PRUNED, PLAN, EVIDENCE = "pruned.pt", "plan.json", "evidence.npz"
-START = "steps/last.pt"  # where the recovery after the last of several steps begins
-STEMS: Mapping[Side, str] = {"dense": "dense/model", "compressed": "model"}
 _TIMING_IMAGES = 256
 _NO_TEST = Unmeasured(unmeasured="no test data was given (--test)")
-
-
-class Step(Record):
-    """One step of several: the plan so far, relative to the dense network; its weights are in steps/."""
-
-    plan: PrunePlan | None
-    recovery: RecoveryInfo | Unmeasured
-    digest: str
-
-
-class Planned(Record):
-    """The plan, every layer before and after, and the steps that came before the last one."""
-
-    plan: PrunePlan
-    layers: tuple[LayerChange, ...]
-    steps: tuple[StepRecord, ...] = ()
-
-
-class Recovered(Record):
-    """What recovery did; the weights are in pruned.pt and have this digest."""
-
-    info: RecoveryInfo | Unmeasured
-    digest: str
-
-
-class Exported(Record):
-    """The files of both networks for every runtime."""
-
-    artifacts: tuple[Artifact, ...]
-    parity: tuple[Parity, ...]
-
-    def of(self, side: Side, format: str) -> Artifact:
-        """The file of that side and format."""
-        return next(a for a in self.artifacts if (a.side, a.format) == (side, format))
-
-    def digests(self) -> dict[str, str]:
-        """Path to sha256: what every measurement depends on."""
-        return {artifact.path: artifact.sha256 for artifact in self.artifacts}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.console import Console
 from edgeprune.types import Goal
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from edgeprune.pruning.variants import Variant
     from edgeprune.recovery.trial import Trial
     from edgeprune.types import ChannelGraph, ModelBundle, Progress
+
+
+_MOST_AIMED = 4
+"""Candidates that are measured of the plan that did best: it is near the goal, and in noise each takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,9 @@ class Target:
         propose: Callable[[float], Choice],
         share_of: Callable[[Choice], float],
         share_is_of: str,
-        first: float | None = None,
+        **near: Any,
     ) -> Aimed[Choice]:
-        """The choice that meets the goal, of those that are proposed for a share; `first`: the share to begin with."""
+        """The choice that meets the goal, of those that are proposed for a share. `near`: as in `aim_among`."""
         from edgeprune.pruning.aim import aim_among, settled
 
         with self.console.task(f"aiming at {self.goal.kind} {self.goal.value:g}") as progress:
@@ -52,7 +56,7 @@ class Target:
                 lambda choice: self.time(choice, partial(settled, self.goal)),
                 share_is_of=share_is_of,
                 how=self.how,
-                first=first,
+                **near,
                 progress=progress,
             )
 
@@ -96,7 +100,7 @@ def best_tried(
     if found.best == 0:
         return replace(aimed, notes=(*aimed.notes, told("it is the one that loses least importance, too")))
     chosen = rivals[found.best]
-    better = target.aim(chosen.proposer.propose, timed.share, "predicted time", share)
+    better = target.aim(chosen.proposer.propose, timed.share, "predicted time", first=share, most=_MOST_AIMED)
     reason = f"the one that loses least importance: {_nats(found.nats[0])}"
     if better.widths != chosen.choice:  # the goal as measured asked for other widths, which nobody has tried
         with console.task("trying the plan that meets the goal"):

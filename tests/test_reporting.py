@@ -34,7 +34,7 @@ from edgeprune.reporting.figures import Tradeoff, axis, layer_bars, strips, trad
 from edgeprune.reporting.html import commands, html, moment, sentence, tight
 from edgeprune.reporting.junit import junit
 from edgeprune.reporting.markdown import markdown
-from edgeprune.reporting.view import changes, flips, headline
+from edgeprune.reporting.view import changes, drop, flips, headline
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -149,6 +149,13 @@ def test_what_changed_is_computed_from_the_counts() -> None:
     assert (speed.text, speed.spread) == ("1.90× as fast", "1.84–1.96")
     assert (accuracy.text, accuracy.spread) == ("−0.8 pt", "≤ 1.4 pt lost (95 %)")
     assert size.text == "−52.4 %"
+
+
+@pytest.mark.parametrize(
+    ("upper", "said"), [(0.014, "≤ 1.4 pt lost (95 %)"), (0.0, "≤ 0.0 pt lost (95 %)"), (-0.004, "≥ 0.4 pt won (95 %)")]
+)
+def test_a_bound_below_zero_is_a_gain(upper: float, said: str) -> None:
+    assert drop(example_drop(upper=upper)).spread == said
 
 
 @pytest.mark.parametrize("verdict", ["no significant difference", "inconclusive"])

@@ -140,7 +140,7 @@ def test_a_favourite_that_misses_the_goal_or_meets_it_with_worse_widths_is_not_t
         Choice({"conv1.0": width, "conv2.0": 24}) for width in (8, 12, 4 if speedup > 2 else 12)
     )
     timing, other = Timing(2.01, 1.0), Timing(speedup, 1.0)
-    monkeypatch.setattr(trying.Target, "aim", lambda *_: Aimed(aimed_anew, other, ("aimed",)))
+    monkeypatch.setattr(trying.Target, "aim", lambda *_, **__: Aimed(aimed_anew, other, ("aimed",)))
     proposer: Any = SimpleNamespace(share=lambda _: 0.5, propose=None)
     made = [Variant(proposer, first, 1.0), Variant(proposer, favourite, 2.0)]
     monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: made)

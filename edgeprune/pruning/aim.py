@@ -105,20 +105,22 @@ def aim_among(
     share_is_of: str = "MACs",
     how: str = MEASURED,
     first: float | None = None,
+    most: int = _TRIES,
     progress: Progress | None = None,
 ) -> Aimed[C]:
     """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has.
 
-    `how` the candidates were told apart stands in the notes. `first`: the ratio to begin with, where one is known.
+    `how` the candidates were told apart stands in the notes. `first`: the ratio to begin with, where one is known;
+    `most`: how many candidates are measured.
     """
     tries: list[_Try[C]] = []
-    while len(tries) < _TRIES and not any(each.meets and each.sure for each in tries):
+    while len(tries) < most and not any(each.meets and each.sure for each in tries):
         widths = _next_candidate(goal, propose, tries, first)
         if widths is None:
             break
         share = share_of(widths)
         if progress:
-            progress(f"candidate {len(tries) + 1}: {share:.0%} of the {share_is_of}", len(tries) / _TRIES)
+            progress(f"candidate {len(tries) + 1}: {share:.0%} of the {share_is_of}", len(tries) / most)
         timing = measure(widths)
         tries.append(_Try(reached(goal, timing), share, widths, timing, settled(goal, timing)))
     return _choose(goal, tries, how)

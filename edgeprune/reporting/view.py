@@ -380,9 +380,9 @@ def _robust(measured: RobustnessComparison | Unmeasured) -> Change:
 
 
 def drop(paired: PairedDrop) -> Figure:
-    """A paired drop as a change, with the most that may be lost."""
-    bound = f"≤ {n.points(paired.upper)} lost ({100 * paired.confidence:g} %)"
-    return Figure(n.signed(n.points(-paired.value)), bound)
+    """A paired drop as a change, with the most that may be lost, or the least that was won."""
+    bound = f"≤ {n.points(paired.upper)} lost" if paired.upper >= 0 else f"≥ {n.points(-paired.upper)} won"
+    return Figure(n.signed(n.points(-paired.value)), f"{bound} ({100 * paired.confidence:g} %)")
 
 
 def _sizes(report: Report) -> tuple[Change, ...]:
