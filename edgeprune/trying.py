@@ -86,10 +86,15 @@ def best_tried(
     network_of: Callable[[Choice], ModelBundle],
     count: int,
 ) -> Aimed[Choice]:
-    """`aimed`, or what is aimed anew with the weights of the variant that did better in its trial."""
+    """`aimed`, or what is aimed anew with the weights of the variant that did better in its trial.
+
+    A plan that misses the goal is the fastest there is, and has no rivals.
+    """
     from edgeprune.pruning.aim import TOLERANCE, reached
     from edgeprune.pruning.variants import variants
 
+    if reached(target.goal, aimed.timing) < 1:
+        return aimed
     share, console = timed.share(aimed.widths) * (1 + TOLERANCE), target.console
     with console.task("trying plans of one predicted time") as progress:
         rivals = variants(timed, aimed.widths, share, count)
@@ -108,7 +113,7 @@ def best_tried(
         reason += f"; {_nats(nats)} at the widths that it meets the goal with"
         if nats >= found.nats[0]:
             return replace(aimed, notes=(*aimed.notes, told(f"{reason}, so that the latter was kept")))
-    if reached(target.goal, aimed.timing) >= 1 > reached(target.goal, better.timing):
+    if reached(target.goal, better.timing) < 1:
         return replace(aimed, notes=(*aimed.notes, told(f"{reason}, which was kept, since the best missed the goal")))
     return replace(better, notes=(*better.notes, told(reason)))
 

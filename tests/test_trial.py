@@ -158,6 +158,13 @@ def test_a_favourite_that_misses_the_goal_or_meets_it_with_worse_widths_is_not_t
     assert said in found.notes[1]
 
 
+def test_a_plan_that_misses_the_goal_has_no_rivals() -> None:
+    missed: Any = Aimed(Choice({}), Timing(1.5, 1.0), ("before",))
+    target = trying.Target(Goal("speedup", 2.0), lambda *_: pytest.fail("not timed"), "made up", Console())
+    nobody: Any = None
+    assert trying.best_tried(target, missed, nobody, nobody, nobody, 6) is missed
+
+
 @pytest.mark.parametrize(
     ("recipe", "trials", "wanted"),
     [("distill", 6, True), ("none", 6, False), ("calibrate", 6, False), ("distill", 1, False)],
