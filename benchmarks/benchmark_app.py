@@ -3,7 +3,9 @@
     python benchmarks/benchmark_app.py FILE.xml [--rounds 5] [--seconds 4] [--json OUT]
 
 Runs both in turn, on the same core, with the same settings (latency hint, one stream, one thread, float32), and prints
-the ratio of their medians in each round and over all. Agreement within 5 % is what is asked for.
+the ratio of their medians in each round and over all. Agreement within 5 % is what is asked for. It times inside of the
+runtime, edgeprune what a caller waits for, from images to logits: 10 to 30 microseconds more from Python, which says
+little of a network that takes milliseconds (ResNet-18 at 224: +0.1 %) and much of one that takes a tenth of one.
 """
 
 from __future__ import annotations
