@@ -44,7 +44,7 @@ from edgeprune.data import open_split
 from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
 from edgeprune.planning import Range, Wish, plan_for
-from edgeprune.pruning.aim import aim_among, settled
+from edgeprune.pruning.aim import Proposals, aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import apply
@@ -154,7 +154,9 @@ def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> ModelBundle:
 
     with case.range.opened() as timed:
         known = partial(settled, goal)
-        found = aim_among(goal, propose, lambda ratio: at(ratio)[1], lambda ratio: timed(at(ratio)[0], known))
+        found = aim_among(
+            goal, Proposals(propose, lambda ratio: at(ratio)[1]), lambda ratio: timed(at(ratio)[0], known)
+        )
     return at(found.widths)[0]
 
 

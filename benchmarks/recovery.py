@@ -51,7 +51,7 @@ from edgeprune.data import open_split
 from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
 from edgeprune.planning import Range, Wish, plan_for
-from edgeprune.pruning.aim import aim_among, settled
+from edgeprune.pruning.aim import Proposals, aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, kept_outputs, make_plan
@@ -189,8 +189,7 @@ def stock(case: Case, speedup: float) -> ModelBundle:
     with case.range.opened() as timed:
         found = aim_among(
             goal,
-            lambda share: min(shares, key=lambda ratio: abs(shares[ratio] - share)),
-            lambda ratio: shares[ratio],
+            Proposals(lambda share: min(shares, key=lambda ratio: abs(shares[ratio] - share)), shares.__getitem__),
             lambda ratio: timed(made[ratio], partial(settled, goal)),
         )
     return made[found.widths]

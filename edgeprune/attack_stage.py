@@ -122,6 +122,7 @@ class _Scene:
         """How the file is judged and differentiated; made once."""
         if side not in self._sources:
             self._sources[side] = self.run.gradients(self.exported, side, self.subset)
+            spreading.warn_if_alone(self._sources[side], self.run.config.attack, self.run.console)
         return self._sources[side]
 
 

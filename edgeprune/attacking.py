@@ -69,8 +69,7 @@ def attack_one(
     if source.module is None and wanted.attack not in BLACK_BOX:
         console.warn(f"gradients come from {source.said}; black-box attacks are run in place of {wanted.attack}")
         wanted = asking_only(wanted)
-    if source.origin is None and (wanted.engine != "local" or wanted.processes > 1):
-        console.warn(f"gradients come from {source.said}, which is not sent to other processes: this one attacks alone")
+    spreading.warn_if_alone(source, wanted, console)
     threat = threat_model(wanted, form.preprocessing.bounds, subset, config.run.seed)
     with console.task(f"attacking in {runtime.name}") as progress:
         outcome = spreading.attack(

@@ -246,7 +246,7 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
     `gauge` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
     contradict each other.
     """
-    from edgeprune.pruning.aim import reached
+    from edgeprune.pruning.aim import Proposals, reached
     from edgeprune.pruning.block_allocation import Choice, by_budget, macs_after, without
     from edgeprune.pruning.importance import importance_of
     from edgeprune.pruning.plan import choose, plan_of, sketch
@@ -283,9 +283,9 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
     with gauge.opened() as time:
         target = Target(goal, lambda choice, known: time(network_of(choice), known), gauge.how, console)
         if timed is None:
-            aimed = target.aim(by_macs, share_of_macs, "MACs")
+            aimed = target.aim(Proposals(by_macs, share_of_macs))
         else:
-            aimed = target.aim(timed.propose, timed.share, "predicted time")
+            aimed = target.aim(Proposals(timed.propose, timed.share, "predicted time"))
             trial = opened_trial(bundle, graph, wish)
             if trial is not None:
                 aimed = best_tried(target, aimed, timed, trial, network_of, wish.settings.trials)

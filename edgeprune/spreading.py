@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.cluster import RETRIES, Origin, connected, installed_ray, room
 from edgeprune.config import AttackConfig
+from edgeprune.console import Console
 from edgeprune.errors import DeviceError, MeasurementError
 from edgeprune.robustness.evaluate import attack_file
 from edgeprune.robustness.shards import Engine, Shard, Spread, attack_spread, work
@@ -46,6 +47,12 @@ def attack(
     if spread is None or source.origin is None:
         return attack_file(source, split, threat, sha256=sha256, device=device, journal=journal, progress=progress)
     return attack_spread(source, split, threat, spread, sha256=sha256, device=device, progress=progress)
+
+
+def warn_if_alone(source: Gradients, config: AttackConfig, console: Console) -> None:
+    """Say so where more than this process was asked for and `source` cannot be sent."""
+    if source.origin is None and (config.engine != "local" or config.processes > 1):
+        console.warn(f"gradients come from {source.said}, which is not sent to other processes: this one attacks alone")
 
 
 def spread_of(config: AttackConfig, journal: Path | None) -> Spread | None:

@@ -82,7 +82,7 @@ class Run:
             "train": self.train.digest if self.train else None,
             "latency": self.config.latency.model_dump() if self._timed else None,
             "there": self._there if self._timed else None,
-            "tried": self._timed and self.config.recover.trains,
+            "tried_on": self.config.run.device if self._timed and self.config.recover.trains else None,
         }
         inputs |= {"estimate": self._calibration.model_dump()} if self._calibration else {}
         start, steps = self.bundle, list[Step]()

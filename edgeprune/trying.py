@@ -10,20 +10,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeprune.console import Console
 from edgeprune.types import Goal
 
 if TYPE_CHECKING:
     from edgeprune.planning import Wish
-    from edgeprune.pruning.aim import Aimed, Timing
+    from edgeprune.pruning.aim import Aimed, Proposals, Timing
     from edgeprune.pruning.block_allocation import Choice
     from edgeprune.pruning.timed import TimedChoices
     from edgeprune.pruning.variants import Variant
     from edgeprune.recovery.trial import Trial
     from edgeprune.types import ChannelGraph, ModelBundle, Progress
-
 
 _MOST_AIMED = 4
 """Candidates that are measured of the plan that did best: it is near the goal, and in noise each takes long."""
@@ -38,27 +37,15 @@ class Target:
     how: str
     console: Console
 
-    def aim(
-        self,
-        propose: Callable[[float], Choice],
-        share_of: Callable[[Choice], float],
-        share_is_of: str,
-        **near: Any,
-    ) -> Aimed[Choice]:
-        """The choice that meets the goal, of those that are proposed for a share. `near`: as in `aim_among`."""
+    def aim(self, proposals: Proposals[Choice]) -> Aimed[Choice]:
+        """The choice that meets the goal, of those that are proposed."""
         from edgeprune.pruning.aim import aim_among, settled
 
+        def measure(choice: Choice) -> Timing:
+            return self.time(choice, partial(settled, self.goal))
+
         with self.console.task(f"aiming at {self.goal.kind} {self.goal.value:g}") as progress:
-            return aim_among(
-                self.goal,
-                propose,
-                share_of,
-                lambda choice: self.time(choice, partial(settled, self.goal)),
-                share_is_of=share_is_of,
-                how=self.how,
-                **near,
-                progress=progress,
-            )
+            return aim_among(self.goal, proposals, measure, how=self.how, progress=progress)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +77,7 @@ def best_tried(
 
     A plan that misses the goal is the fastest there is, and has no rivals.
     """
-    from edgeprune.pruning.aim import TOLERANCE, reached
+    from edgeprune.pruning.aim import TOLERANCE, Proposals, reached
     from edgeprune.pruning.variants import variants
 
     if reached(target.goal, aimed.timing) < 1:
@@ -105,7 +92,7 @@ def best_tried(
     if found.best == 0:
         return replace(aimed, notes=(*aimed.notes, told("it is the one that loses least importance, too")))
     chosen = rivals[found.best]
-    better = target.aim(chosen.proposer.propose, timed.share, "predicted time", first=share, most=_MOST_AIMED)
+    better = target.aim(Proposals(chosen.proposer.propose, timed.share, "predicted time", share, _MOST_AIMED))
     reason = f"the one that loses least importance: {_nats(found.nats[0])}"
     if better.widths != chosen.choice:  # the goal as measured asked for other widths, which nobody has tried
         with console.task("trying the plan that meets the goal"):

@@ -17,7 +17,7 @@ from edgeprune import protocols
 from edgeprune.config import PruneConfig
 from edgeprune.errors import PruningError, UsageError
 from edgeprune.pruning import block_scores
-from edgeprune.pruning.aim import Timing, aim_among
+from edgeprune.pruning.aim import Proposals, Timing, aim_among
 from edgeprune.pruning.allocation import by_macs
 from edgeprune.pruning.block_allocation import (
     BLOCK_PRICE,
@@ -194,8 +194,9 @@ def test_aiming_does_not_measure_the_same_blocks_twice(graph: ChannelGraph) -> N
     goal = Goal("speedup", 1.6)
     aimed = aim_among(
         goal,
-        lambda ratio: by_budget(graph, importance, ratio, 1),
-        lambda choice: macs_after(graph, choice) / graph.macs,
+        Proposals(
+            lambda ratio: by_budget(graph, importance, ratio, 1), lambda choice: macs_after(graph, choice) / graph.macs
+        ),
         clock,
     )
     assert len(set(seen)) == len(seen) <= len(graph.blocks)

@@ -101,7 +101,6 @@ class Fake:
 
 def planned(monkeypatch: pytest.MonkeyPatch, trial: Fake | None, range_: FakeRange | None = None) -> Any:
     dense = range_.dense if range_ else bundle_of(randomized(Chain()))
-    monkeypatch.setattr(trying, "opened_trial", lambda *_: trial)
     monkeypatch.setattr("edgeprune.planning.opened_trial", lambda *_: trial)
     wish = Wish(Goal("speedup", 2.0), PruneConfig(speedup=2), 1, Rules(), None, 0, "cpu")
     return plan_for(dense, trace(dense), wish, range_ or FakeRange(dense), Console())  # type: ignore[arg-type]

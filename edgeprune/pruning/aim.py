@@ -68,6 +68,21 @@ class _Try(Generic[C]):
         return 1 <= self.met <= 1 + TOLERANCE
 
 
+@dataclass(frozen=True, slots=True)
+class Proposals(Generic[C]):
+    """Candidates by a ratio of what they cost. `propose` makes one for a ratio, `share_of` is the ratio that one has.
+
+    `share_is_of`: what the ratio is of. `first`: the ratio to begin with, where one is known; `most`: how many
+    candidates are measured.
+    """
+
+    propose: Callable[[float], C]
+    share_of: Callable[[C], float]
+    share_is_of: str = "MACs"
+    first: float | None = None
+    most: int = _TRIES
+
+
 def aim(
     graph: ChannelGraph,
     scores: Scores,
@@ -90,7 +105,7 @@ def aim(
     def share_of(widths: Widths) -> float:
         return macs_of(graph, widths) / graph.macs
 
-    found = aim_among(goal, propose, share_of, measure, progress=progress)
+    found = aim_among(goal, Proposals(propose, share_of), measure, progress=progress)
     if reached(goal, found.timing) < 1:
         return replace(found, notes=(*found.notes, *obstacles(graph, found.widths, multiple, rules)))
     return found
@@ -98,29 +113,22 @@ def aim(
 
 def aim_among(
     goal: Goal,
-    propose: Callable[[float], C],
-    share_of: Callable[[C], float],
+    proposals: Proposals[C],
     measure: Callable[[C], Timing],
     *,
-    share_is_of: str = "MACs",
     how: str = MEASURED,
-    first: float | None = None,
-    most: int = _TRIES,
     progress: Progress | None = None,
 ) -> Aimed[C]:
-    """As `aim`, among the candidates that `propose` makes for a MACs ratio; `share_of` is the ratio that one has.
-
-    `how` the candidates were told apart stands in the notes. `first`: the ratio to begin with, where one is known;
-    `most`: how many candidates are measured.
-    """
+    """As `aim`, among these candidates. `how` they were told apart stands in the notes."""
     tries: list[_Try[C]] = []
-    while len(tries) < most and not any(each.meets and each.sure for each in tries):
-        widths = _next_candidate(goal, propose, tries, first)
+    while len(tries) < proposals.most and not any(each.meets and each.sure for each in tries):
+        widths = _next_candidate(goal, proposals, tries)
         if widths is None:
             break
-        share = share_of(widths)
+        share = proposals.share_of(widths)
         if progress:
-            progress(f"candidate {len(tries) + 1}: {share:.0%} of the {share_is_of}", len(tries) / most)
+            said = f"candidate {len(tries) + 1}: {share:.0%} of the {proposals.share_is_of}"
+            progress(said, len(tries) / proposals.most)
         timing = measure(widths)
         tries.append(_Try(reached(goal, timing), share, widths, timing, settled(goal, timing)))
     return _choose(goal, tries, how)
@@ -154,13 +162,12 @@ def bounds(goal: Goal, timing: Timing) -> tuple[float, float]:
     return goal.value / high, goal.value / low
 
 
-def _next_candidate(
-    goal: Goal, propose: Callable[[float], C], tries: Sequence[_Try[C]], first: float | None
-) -> C | None:
+def _next_candidate(goal: Goal, proposals: Proposals[C], tries: Sequence[_Try[C]]) -> C | None:
     """The first proposal that has not been measured; None when the bracket holds nothing new."""
-    for ratio in ([first] if first and not tries else []) + _proposals(goal, tries):
+    first = [proposals.first] if proposals.first and not tries else []
+    for ratio in first + _proposals(goal, tries):
         try:
-            widths = propose(ratio)
+            widths = proposals.propose(ratio)
         except PruningError:
             if not tries and ratio == _LEAST:
                 raise

@@ -8,7 +8,6 @@ free, what was free is what is kept.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -26,7 +25,7 @@ from edgeprune.recovery.adversary import Adversary
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.corrections import correct
 from edgeprune.recovery.held_out import Judged, Jury, hold_out, hold_out_unlabelled
-from edgeprune.recovery.images import images_of
+from edgeprune.recovery.images import images_of, placed
 from edgeprune.recovery.recipes import Lesson, teacher_of
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.recovery.training import Trained, Workshop, train
@@ -80,7 +79,7 @@ def recover(
     parts = (hold_out if settings.labels else hold_out_unlabelled)(task.train, task.seed)
     if len(parts[0]) < 2:
         return pruned, Unmeasured(unmeasured="there are fewer than two training images: nothing was recovered")
-    student, dense = _placed(pruned, task.device), _placed(teacher, task.device)
+    student, dense = placed(pruned, task.device), placed(teacher, task.device)
     network, guide = student.network(), dense.network()
     jury = _jury(parts[1], guide, teacher, task)
     before, look = _timed_look(jury, network, robust=settings.trains)
@@ -145,12 +144,6 @@ def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:
         notes=tuple(course.notes) if course else (),
         seconds=made.seconds,
     )
-
-
-def _placed(bundle: ModelBundle, device: str) -> ModelBundle:
-    """A copy on the device, in channels-last (training is faster in it on a CPU), in eval mode."""
-    module = copy.deepcopy(bundle.module).to(device)
-    return dataclasses.replace(bundle, module=module.to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
 
 
 def _task_key(task: Task, *digests: str) -> str:

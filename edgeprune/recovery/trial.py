@@ -8,7 +8,6 @@ T.-J. Yang et al., NetAdapt, ECCV 2018. `docs/decisions/knapsack-without-a-solve
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import nn
 
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.held_out import Jury, hold_out_unlabelled
-from edgeprune.recovery.images import images_of
+from edgeprune.recovery.images import images_of, placed
 from edgeprune.recovery.recipes import Lesson, teacher_of
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.recovery.training import one_pass
@@ -51,7 +50,7 @@ class Trial:
             return None
         drawn = np.sort(np.random.default_rng(seed).permutation(part.ids)[:count])
         settings = RecoverConfig(recipe="distill", labels=False, epochs=1, augment="none", precision="float32")
-        guide = _placed(dense, device).network()
+        guide = placed(dense, device).network()
         images = images_of(dataclasses.replace(part, ids=drawn), device)
         labels = torch.zeros(count, dtype=torch.int64, device=device)  # nobody looks at them
         lesson = Lesson(settings, images, labels, teacher_of(guide, settings, images), dense.preprocessing.bounds)
@@ -65,14 +64,9 @@ class Trial:
     def distance(self, pruned: ModelBundle) -> float:
         """Mean KL divergence from the dense network on held-out images after the training, in nats; infinity where it
         diverged. The bundle is left as it was."""
-        network = _placed(pruned, self.lesson.images.device).network()
+        network = placed(pruned, self.lesson.images.device).network()
         recalibrate(network, self.lesson.images.split, self.lesson.images.device, seed=self.seed)
         if not one_pass(network, self.lesson, self.seed):
             return math.inf
         found = self.jury.distance(network.eval(), self.guide)
         return found if math.isfinite(found) else math.inf
-
-
-def _placed(bundle: ModelBundle, device: str) -> ModelBundle:
-    module = copy.deepcopy(bundle.module).to(device)
-    return dataclasses.replace(bundle, module=module.to(memory_format=torch.channels_last).eval())  # type: ignore[call-overload]
