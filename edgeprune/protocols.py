@@ -60,7 +60,11 @@ class BlockCriterion(Protocol):
 
 
 class Session(Protocol):
-    """A file opened in its runtime."""
+    """A file opened in its runtime.
+
+    One that knows what the runtime itself took for the last inference has a method `runtime_ms()` besides (ms, without
+    the caller's part); it is reported beside the latency, which is what a caller waits for.
+    """
 
     info: RuntimeInfo
     input_shape: tuple[int, int, int] | None

@@ -47,6 +47,7 @@ class OpenVinoSession:
                 f"OpenVINO refuses {path}: {error}", hint="it is damaged or incomplete: export it again"
             ) from error
         self._served, self.input_shape, self.info = served, served.input_shape, RuntimeInfo(**served.info())
+        self.runtime_ms = served.runtime_ms
 
     def logits(self, images: Floats) -> Floats:
         """Pixels float32 (N, C, H, W) to logits float32 (N, K)."""

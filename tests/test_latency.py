@@ -46,6 +46,18 @@ def test_block_gives_the_exact_times_without_the_run_that_refills_the_caches() -
     assert block.preempted == (False, False, False)
 
 
+def test_runtimes_own_time_is_asked_for_after_each_timed_run_and_costs_no_time_of_it() -> None:
+    fake = FakeClock([9.0, 2.0, 3.0])
+
+    def told() -> float:
+        fake.wall += 10_000_000  # however long the answer takes, it is outside of the clock
+        return fake.runs / 10
+
+    block = timing.time_block(fake.run, 2, fake.clock(), told)
+    assert (block.samples_ms, block.runtime_ms) == ((2.0, 3.0), (0.2, 0.3))
+    assert timing.time_block(fake.run, 2, fake.clock()).runtime_ms == ()
+
+
 def test_context_switch_marks_just_that_iteration() -> None:
     fake = FakeClock([1.0])
 
@@ -155,6 +167,20 @@ def test_exact_times_give_exact_figures() -> None:
     assert result.dense.cold_start_ms == 7.0
     assert (result.dense.peak_rss_bytes, result.cores, result.processes) == (None, (1,), 5)
     assert (result.dense.sha256, result.compressed.sha256) == (DENSE.sha256, PRUNED.sha256)
+
+
+def test_runtimes_own_median_leaves_preempted_iterations_out_and_is_none_unless_told_for_each() -> None:
+    lost = (False, False, False, True, False)
+    inside = {"runtime_ms": (0.3, 0.4, 0.5, 9.0, 0.4), "preempted": lost}
+    told = [one.model_copy(update=inside) for one in exact(2.0, 0.5)]
+    result = compare(told, PAIR, "cpu")
+    assert result.compressed is not None
+    assert (result.dense.runtime_p50_ms, result.compressed.runtime_p50_ms) == (0.4, 0.4)
+    assert (result.dense.p50_ms, result.compressed.p50_ms) == (2.0, 0.5)  # what a caller waits for stays the figure
+    assert compare(exact(2.0, 0.5), PAIR, "cpu").dense.runtime_p50_ms is None
+    partly = compare([*told[:-1], told[-1].model_copy(update={"runtime_ms": ()})], PAIR, "cpu")
+    assert partly.compressed is not None
+    assert (partly.dense.runtime_p50_ms, partly.compressed.runtime_p50_ms) == (0.4, None)
 
 
 def test_slower_is_called_slower_and_equal_is_called_equal() -> None:

@@ -200,10 +200,20 @@ def test_real_onnx_file_is_timed_in_onnx_runtime(tmp_path: Path) -> None:
     assert result.dense.sha256 == sha256_of(path)
     assert 0 < result.dense.min_ms <= result.dense.p50_ms < 50
     assert result.dense.cold_start_ms > 0
+    assert result.dense.runtime_p50_ms is None  # it tells no such time without its profiler
     assert result.runtime.name == "onnxruntime"
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert LatencyComparison.model_validate_json(result.to_json()) == result
+
+
+def test_openvino_tells_its_own_part_of_what_a_caller_waits_for(tmp_path: Path) -> None:
+    write_network(tmp_path / "network.onnx")
+    file, brief = latency_file(tmp_path / "network.onnx"), SHORT.model_copy(update={"processes": 1})
+    quiet = Bench("cpu")
+    found = measure(file, None, "openvino", IMAGES, brief, bench=quiet, seed=0, progress=lambda *_: None).dense
+    assert found.runtime_p50_ms is not None
+    assert 0 < found.runtime_p50_ms < found.p50_ms
 
 
 def test_quick_ratio_steers_by_the_same_protocol(spin: Path) -> None:

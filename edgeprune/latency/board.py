@@ -88,8 +88,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
         gc.disable()
         before = machine.heat(cores)
-        runs = {label: one.run for label, one in opened.items()}
-        done, warm = timing.interleave(runs, clock, blocks, lambda: _check_parent(parent))
+        done, warm = timing.interleave(opened, clock, blocks, lambda: _check_parent(parent))
     return {
         "runtime": opened["dense"].session.info(),
         "cores": list(cores),
@@ -105,6 +104,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
                 "label": one.label,
                 "samples_ms": one.block.samples_ms,
                 "preempted": one.block.preempted,
+                "runtime_ms": one.block.runtime_ms,
                 "started_s": one.started_s,
             }
             for one in done

@@ -136,7 +136,11 @@ def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest, error: flo
 
 
 def _counted(block: BlockSamples, hopeless: bool) -> list[float]:
-    return [ms for ms, lost in zip(block.samples_ms, block.preempted, strict=True) if hopeless or not lost]
+    return _undisturbed(block.samples_ms, block, hopeless)
+
+
+def _undisturbed(times: Sequence[float], block: BlockSamples, hopeless: bool) -> list[float]:
+    return [ms for ms, lost in zip(times, block.preempted, strict=True) if hopeless or not lost]
 
 
 def _ratio(run: _Run, over: Label, under: Label) -> Ratio:
@@ -211,7 +215,18 @@ def _stats(run: _Run, label: Label, file: LatencyFile) -> LatencyStats:
         load_ms=_median_over_processes({block.process: block.load_ms for block in blocks}),
         first_ms=_median_over_processes({block.process: block.first_ms for block in blocks}),
         size_bytes=file.size_bytes,
+        runtime_p50_ms=_runtime_p50(run, label),
     )
+
+
+def _runtime_p50(run: _Run, label: Label) -> float | None:
+    """Of the runtime's own times, over the samples that count; None unless it told one for each."""
+    told: list[float] = []
+    for block in run.samples[label]:
+        if len(block.runtime_ms) != len(block.samples_ms):
+            return None
+        told += _undisturbed(block.runtime_ms, block, run.hopeless)
+    return median(told) if told else None
 
 
 def _p90_interval(run: _Run, label: Label) -> Interval | None:

@@ -73,9 +73,7 @@ def work(job: Job, parent: int) -> tuple[BlockSamples, ...]:
     gc.collect()
     gc.disable()
     before = machine.heat(job.cores)
-    done, warm = timing.interleave(
-        {label: one.run for label, one in opened.items()}, clock, blocks, lambda: _check_parent(parent)
-    )
+    done, warm = timing.interleave(opened, clock, blocks, lambda: _check_parent(parent))
     heat = Heat(**before), Heat(**machine.heat(job.cores))
     peak = machine.peak_rss_bytes()
     return tuple(
@@ -86,6 +84,7 @@ def work(job: Job, parent: int) -> tuple[BlockSamples, ...]:
             label=_label(timed.label),
             samples_ms=timed.block.samples_ms,
             preempted=timed.block.preempted,
+            runtime_ms=timed.block.runtime_ms,
             runtime=opened[timed.label].session.info,
             cores=job.cores,
             settled=warm[timed.label].settled,

@@ -26,7 +26,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Served:
-    """A file opened in a runtime. `logits` maps float32 (N, C, H, W) to (N, K); `input_shape` None: left open."""
+    """A file opened in a runtime. `logits` maps float32 (N, C, H, W) to (N, K); `input_shape` None: left open.
+
+    `runtime_ms` says what the runtime itself counts for the last inference; None where it tells no such time.
+    """
 
     name: str
     version: str
@@ -35,6 +38,7 @@ class Served:
     logits: Callable[[Any], Any]
     input_shape: tuple[int, int, int] | None
     options: dict[str, str] = field(default_factory=dict)
+    runtime_ms: Callable[[], float] | None = None
 
     def info(self) -> dict[str, Any]:
         """What a `RuntimeInfo` says: everything but how to run it."""
@@ -112,6 +116,7 @@ def openvino_serves(path: str, threads: int) -> Served:
         logits=logits,
         input_shape=_fixed(sizes),
         options=dict(OPENVINO_OPTIONS),
+        runtime_ms=lambda: float(request.latency),  # the one that benchmark_app prints
     )
 
 

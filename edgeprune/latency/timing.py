@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Run = Callable[[int], object]
     """Runs inference number i; which batch that is, the caller knows."""
+    Told = Callable[[], float]
+    """What the runtime itself says its last inference took, in ms: without the caller's part of it."""
 
 WINDOW = 5  # iterations in a window of the rolling median
 TOLERANCE = 0.02  # two neighbouring windows this near each other: settled
@@ -44,20 +46,28 @@ class Clock:
 
 @dataclass(frozen=True)
 class Block:
-    """Times of neighbouring iterations, in order, and which of them lost the processor."""
+    """Times of neighbouring iterations, in order, and which of them lost the processor.
+
+    `runtime_ms` are the runtime's own times of the same iterations; empty where it tells none.
+    """
 
     samples_ms: tuple[float, ...]
     preempted: tuple[bool, ...]
+    runtime_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A file that was opened: its session, how it runs, and what its cold start cost (loading, first inference)."""
+    """A file that was opened: its session, how it runs, and what its cold start cost (loading, first inference).
+
+    `told` is None where the session does not say what the runtime took (`runtime_ms`).
+    """
 
     session: Any
     run: Run
     load_ms: float
     first_ms: float
+    told: Told | None = None
 
 
 @dataclass(frozen=True)
@@ -137,10 +147,11 @@ def iterations_for(block_ms: float, median_ms: float) -> int:
     return max(1, round(block_ms / max(median_ms, 1e-3)))
 
 
-def time_block(run: Run, iterations: int, clock: Clock) -> Block:
+def time_block(run: Run, iterations: int, clock: Clock, told: Told | None = None) -> Block:
     """Time `iterations` runs one after the other, after one untimed run that refills the caches."""
     run(0)
     samples: list[float] = []
+    inside: list[float] = []
     preempted: list[bool] = []
     for i in range(iterations):
         switches, cpu = clock.switches(), clock.cpu_ns()
@@ -153,7 +164,9 @@ def time_block(run: Run, iterations: int, clock: Clock) -> Block:
             lost = True
         samples.append(wall / 1e6)
         preempted.append(lost)
-    return Block(tuple(samples), tuple(preempted))
+        if told is not None:
+            inside.append(told())
+    return Block(tuple(samples), tuple(preempted), tuple(inside))
 
 
 def open_each(
@@ -176,25 +189,27 @@ def open_each(
         loaded = clock.wall_ns()
         run = start(session)
         run(0)
-        opened[label] = Opened(session, run, (loaded - begun) / 1e6, (clock.wall_ns() - loaded) / 1e6)
+        first_ms = (clock.wall_ns() - loaded) / 1e6
+        opened[label] = Opened(session, run, (loaded - begun) / 1e6, first_ms, getattr(session, "runtime_ms", None))
     return {label: opened[label] for label in labels}
 
 
 def interleave(
-    runs: Mapping[str, Run], clock: Clock, blocks: Blocks, check: Callable[[], None]
+    opened: Mapping[str, Opened], clock: Clock, blocks: Blocks, check: Callable[[], None]
 ) -> tuple[list[Timed], dict[str, WarmUp]]:
     """Warm each label up, then time rounds of one block of each in random order; `check` is called before a round.
 
     Labels are "dense", "control" and "compressed"; the control does exactly as much as the dense file.
     """
-    warm = {label: warm_up(run, clock) for label, run in runs.items()}
+    warm = {label: warm_up(one.run, clock) for label, one in opened.items()}
     counts = {label: blocks.iterations or iterations_for(blocks.block_ms, one.median_ms) for label, one in warm.items()}
     counts["control"] = counts["dense"]
     done: list[Timed] = []
     begun = clock.wall_ns()
-    for number, labels in enumerate(draw_order(tuple(runs), blocks.rounds, blocks.seed, blocks.process)):
+    for number, labels in enumerate(draw_order(tuple(opened), blocks.rounds, blocks.seed, blocks.process)):
         check()
         for label in labels:
             started_s = (clock.wall_ns() - begun) / 1e9
-            done.append(Timed(number, label, time_block(runs[label], counts[label], clock), started_s))
+            block = time_block(opened[label].run, counts[label], clock, opened[label].told)
+            done.append(Timed(number, label, block, started_s))
     return done, warm

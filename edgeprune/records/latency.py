@@ -46,7 +46,8 @@ class LatencyRequest(Record):
 
 
 class BlockSamples(Record):
-    """Raw times of one block, in order. `preempted[i]` marks an iteration that lost the processor.
+    """Raw times of one block, in order. `preempted[i]` marks an iteration that lost the processor. `runtime_ms` are the
+    runtime's own times of these iterations, without the caller's part (empty: it tells none).
 
     Every round holds one block of each label, in random order: blocks of one round are neighbours in time.
     `cores` the process was pinned to (empty: the system cannot pin); `settled` False when the warm-up reached its
@@ -61,6 +62,7 @@ class BlockSamples(Record):
     label: Literal["dense", "control", "compressed"]
     samples_ms: tuple[float, ...]
     preempted: tuple[bool, ...]
+    runtime_ms: tuple[float, ...] = ()
     runtime: RuntimeInfo
     cores: tuple[int, ...] = ()
     settled: bool = True
@@ -80,6 +82,9 @@ class LatencyStats(Record):
     in a single process. `cold_start_ms` (load and first inference, also given apart) is the median of the processes.
     `throughput_per_s` is in images, one inference after the other. `size_bytes` of the file and its companions.
     `peak_rss_bytes` is the peak resident memory of a process that serves this file alone, runtime included.
+    `runtime_p50_ms` is the median of what the runtime itself says that these inferences took, which a benchmark tool of
+    its own prints: the rest of `p50_ms` is the caller's, from handing the images over to holding the logits. None where
+    the runtime tells no such time.
     """
 
     sha256: Sha256
@@ -97,6 +102,7 @@ class LatencyStats(Record):
     first_ms: float | None = None
     size_bytes: int | None = None
     peak_rss_bytes: int | None = None
+    runtime_p50_ms: float | None = None
 
 
 class Ratio(Record):

@@ -253,8 +253,10 @@ def _machine(machine: Environment) -> str:
 
 
 def _start(name: str, stats: LatencyStats) -> str:
-    """Size and cold start of a file in a line."""
+    """Size, the runtime's own part of the p50 and cold start of a file in a line."""
     size = "" if stats.size_bytes is None else f"{stats.size_bytes / 1000:,.0f} kB; "
+    if stats.runtime_p50_ms is not None:
+        size += f"inside the runtime {stats.runtime_p50_ms:.3f} ms of the p50; "
     if stats.peak_rss_bytes is not None:
         size += f"peak memory of a process that serves it {stats.peak_rss_bytes / 1e6:,.0f} MB; "
     if stats.load_ms is None or stats.first_ms is None:
