@@ -1,7 +1,8 @@
 """Candidates for a goal in time: aimed at it, and among several of one predicted time, the one that recovers best.
 
 Promise: a choice is written down with what it rests on. The networks that were tried are thrown away: recovery begins
-anew. A plan that does best in its trial and then misses the goal, or meets it with widths that do worse, is not taken.
+anew. A plan that does better in its trial and then misses the goal, or meets it with widths that do worse, is not
+taken: the next best has its turn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from edgeprune.types import ChannelGraph, ModelBundle, Progress
 
 _MOST_AIMED = 4
-"""Candidates that are measured of the plan that did best: it is near the goal, and in noise each takes long."""
+"""Candidates that are measured of a plan that did better: it is near the goal, and in noise each takes long."""
+_MOST_RIVALS = 2
+"""Plans that are aimed, from the best on, before the one that loses least importance is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tried:
-    """How far each variant stayed from the dense network, in nats, and which did best."""
+    """How far each variant stayed from the dense network, in nats; the first is the one that loses least importance."""
 
     nats: tuple[float, ...]
-    best: int
+
+    @property
+    def better(self) -> tuple[int, ...]:
+        """Those that did better than the first, the best first."""
+        order = sorted(range(len(self.nats)), key=self.nats.__getitem__)
+        return tuple(number for number in order if self.nats[number] < self.nats[0])
 
 
 def opened_trial(bundle: ModelBundle, graph: ChannelGraph, wish: Wish) -> Trial | None:
@@ -73,7 +81,7 @@ def best_tried(
     network_of: Callable[[Choice], ModelBundle],
     count: int,
 ) -> Aimed[Choice]:
-    """`aimed`, or what is aimed anew with the weights of the variant that did better in its trial.
+    """`aimed`, or what is aimed anew with the weights of a variant that did better in its trial.
 
     A plan that misses the goal is the fastest there is, and has no rivals.
     """
@@ -89,38 +97,40 @@ def best_tried(
             return aimed
         found = tried(rivals, trial, network_of, progress)
     told = partial(_note, found, trial)
-    if found.best == 0:
+    if not found.better:
         return replace(aimed, notes=(*aimed.notes, told("it is the one that loses least importance, too")))
-    chosen = rivals[found.best]
-    better = target.aim(Proposals(chosen.proposer.propose, timed.share, "predicted time", share, _MOST_AIMED))
-    reason = f"the one that loses least importance: {_nats(found.nats[0])}"
-    if better.widths != chosen.choice:  # the goal as measured asked for other widths, which nobody has tried
-        with console.task("trying the plan that meets the goal"):
-            nats = trial.distance(network_of(better.widths))
-        reason += f"; {_nats(nats)} at the widths that it meets the goal with"
-        if nats >= found.nats[0]:
-            return replace(aimed, notes=(*aimed.notes, told(f"{reason}, so that the latter was kept")))
-    if reached(target.goal, better.timing) < 1:
-        return replace(aimed, notes=(*aimed.notes, told(f"{reason}, which was kept, since the best missed the goal")))
-    return replace(better, notes=(*better.notes, told(reason)))
+    reasons = [f"the one that loses least importance: {_nats(found.nats[0])}"]
+    for place, number in zip(("best", "second best"), found.better[:_MOST_RIVALS], strict=False):
+        chosen, nats = rivals[number], found.nats[number]
+        better = target.aim(Proposals(chosen.proposer.propose, timed.share, "predicted time", share, _MOST_AIMED))
+        if reached(target.goal, better.timing) < 1:
+            reasons.append(f"the {place} missed the goal")
+            continue
+        if better.widths != chosen.choice:  # the goal as measured asked for other widths, which nobody has tried
+            with console.task("trying the plan that meets the goal"):
+                nats = trial.distance(network_of(better.widths))
+            reasons.append(f"{_nats(nats)} at the widths that the {place} meets the goal with")
+        if nats < found.nats[0]:
+            taken = () if place == "best" else (f"the {place}, {_nats(nats)}, was taken",)
+            return replace(better, notes=(*better.notes, told("; ".join((*reasons, *taken)))))
+    reasons.append("the one that loses least importance was kept")
+    return replace(aimed, notes=(*aimed.notes, told("; ".join(reasons))))
 
 
 def tried(
     variants: Sequence[Variant], trial: Trial, network_of: Callable[[Choice], ModelBundle], progress: Progress
 ) -> Tried:
-    """Train the network of every variant a little; the first, which loses least, wins a tie."""
+    """Train the network of every variant a little."""
     found: list[float] = []
     for variant in variants:
         said = f", the best so far at {min(found):.3g} nats" if found else ""
         progress(f"plan {len(found) + 1} of {len(variants)}{said}", len(found) / len(variants))
         found.append(trial.distance(network_of(variant.choice)))
-    return Tried(tuple(found), min(range(len(found)), key=found.__getitem__))
+    return Tried(tuple(found))
 
 
 def _note(found: Tried, trial: Trial, reason: str) -> str:
-    told = (
-        f"{_nats(found.nats[found.best])} from the dense network's answers on {len(trial.jury.split)} held-out images"
-    )
+    told = f"{_nats(min(found.nats))} from the dense network's answers on {len(trial.jury.split)} held-out images"
     after = f"after one pass of {trial.images} images"
     return f"the best of {len(found.nats)} plans of one predicted time {after}: {told} ({reason})"
 

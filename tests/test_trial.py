@@ -129,20 +129,56 @@ def test_without_a_trial_the_plan_that_loses_least_is_kept(monkeypatch: pytest.M
     assert not any(note.startswith("the best of") for note in plan.notes)
 
 
-@pytest.mark.parametrize(("speedup", "said"), [(1.5, "the best missed the goal"), (2.05, "the latter was kept")])
+MISSED = "the best missed the goal; the one that loses least importance was kept"
+WORSE = "46 nats at the widths that the best meets the goal with; the one that loses least importance was kept"
+
+
+@pytest.mark.parametrize(("speedup", "said"), [(1.5, MISSED), (2.05, WORSE)])
 def test_a_favourite_that_misses_the_goal_or_meets_it_with_worse_widths_is_not_taken(
     monkeypatch: pytest.MonkeyPatch, speedup: float, said: str
 ) -> None:
+    found = chosen_among(monkeypatch, {12: (4 if speedup > 2 else 12, speedup)})
+    assert found.widths == cut(8)
+    assert found.timing == Timing(2.01, 1.0)
+    assert found.notes[0] == "before"
+    assert found.notes[1].endswith(f"(the one that loses least importance: 42 nats; {said})")
+
+
+@pytest.mark.parametrize("best", [(12, 1.5), (4, 2.05)])
+def test_the_second_best_has_its_turn_and_the_third_has_none(
+    monkeypatch: pytest.MonkeyPatch, best: tuple[int, float]
+) -> None:
+    found = chosen_among(monkeypatch, {12: best, 11: (10, 2.02), 9: (9, 2.02)})
+    assert found.widths == cut(10)
+    assert found.timing == Timing(2.02, 1.0)
+    assert found.notes[1].startswith("the best of 4 plans of one predicted time")
+    assert found.notes[1].endswith(
+        "; 40 nats at the widths that the second best meets the goal with; the second best, 40 nats, was taken)"
+    )
+    kept = chosen_among(monkeypatch, {12: best, 11: (11, 1.5), 9: (9, 2.02)})
+    assert kept.widths == cut(8)
+
+
+def cut(width: int) -> Choice:
+    return Choice({"conv1.0": width, "conv2.0": 24})
+
+
+def chosen_among(monkeypatch: pytest.MonkeyPatch, aimed: dict[int, tuple[int, float]]) -> Aimed[Choice]:
+    """Of the plan that loses least importance (8 channels) and rivals, by {width: (width as aimed, its speed-up)}."""
     dense = bundle_of(randomized(Chain()))
     target = trying.Target(Goal("speedup", 2.0), lambda *_: pytest.fail("not timed"), "made up", Console())
-    first, favourite, aimed_anew = (
-        Choice({"conv1.0": width, "conv2.0": 24}) for width in (8, 12, 4 if speedup > 2 else 12)
-    )
-    timing, other = Timing(2.01, 1.0), Timing(speedup, 1.0)
-    monkeypatch.setattr(trying.Target, "aim", lambda *_, **__: Aimed(aimed_anew, other, ("aimed",)))
-    proposer: Any = SimpleNamespace(share=lambda _: 0.5, propose=None)
-    made = [Variant(proposer, first, 1.0), Variant(proposer, favourite, 2.0)]
-    monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: made)
+
+    def rival(width: int) -> Variant:
+        proposer: Any = SimpleNamespace(propose=lambda _: width)
+        return Variant(proposer, cut(width), 2.0)
+
+    def aim(_: trying.Target, proposals: Any) -> Aimed[Choice]:
+        width, speedup = aimed[proposals.propose(0.5)]
+        return Aimed(cut(width), Timing(speedup, 1.0), ("aimed",))
+
+    monkeypatch.setattr(trying.Target, "aim", aim)
+    timed: Any = SimpleNamespace(share=lambda _: 0.5)
+    monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: [rival(8), *map(rival, aimed)])
     trial: Any = Fake(1.0)
     graph = trace(dense)
 
@@ -150,11 +186,7 @@ def test_a_favourite_that_misses_the_goal_or_meets_it_with_worse_widths_is_not_t
         scores = Scores("made up", {g.name: np.ones(g.width) for g in graph.groups}, "none")
         return sketch(make_plan(dense, graph, scores, choice.widths, target.goal, 1, 0), dense, graph)
 
-    found = trying.best_tried(target, Aimed(first, timing, ("before",)), proposer, trial, network_of, 2)
-    assert found.widths == first
-    assert found.timing == timing
-    assert found.notes[0] == "before"
-    assert said in found.notes[1]
+    return trying.best_tried(target, Aimed(cut(8), Timing(2.01, 1.0), ("before",)), timed, trial, network_of, 4)
 
 
 def test_a_plan_that_misses_the_goal_has_no_rivals() -> None:
