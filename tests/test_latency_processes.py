@@ -21,6 +21,7 @@ from edgeprune.latency.local import DEVICE, choose_cores
 from edgeprune.latency.measure import Bench, latency_file, measure, quick_ratio
 from edgeprune.latency.precision import write_network
 from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
+from edgeprune.reporting.listings import _start
 
 DENSE = LatencyFile(path="/dense", sha256="a" * 64)
 
@@ -214,6 +215,7 @@ def test_openvino_tells_its_own_part_of_what_a_caller_waits_for(tmp_path: Path) 
     found = measure(file, None, "openvino", IMAGES, brief, bench=quiet, seed=0, progress=lambda *_: None).dense
     assert found.runtime_p50_ms is not None
     assert 0 < found.runtime_p50_ms < found.p50_ms
+    assert f"inside the runtime {found.runtime_p50_ms:.3f} ms of the p50; peak memory" in _start("network", found)
 
 
 def test_quick_ratio_steers_by_the_same_protocol(spin: Path) -> None:

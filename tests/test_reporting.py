@@ -27,7 +27,7 @@ from report_examples import (
 from edgeprune.config import BudgetConfig
 from edgeprune.errors import UsageError
 from edgeprune.gate import judge
-from edgeprune.records import Interval, Report, Unmeasured
+from edgeprune.records import Interval, LatencyStats, Report, Unmeasured
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting import render
 from edgeprune.reporting.figures import Tradeoff, axis, layer_bars, strips, tradeoff
@@ -299,6 +299,16 @@ def test_quantiles_without_enough_samples_are_too_few_not_blank() -> None:
     times = example_times(ONNX, 0.4).model_copy(update={"p99_ms": None})
     page = Page(html(example_report(latency=(example_latency(compressed=times),))))
     assert page.text.count("too few") == 1
+
+
+def test_runtimes_own_part_of_a_p50_stands_beside_what_a_caller_waits_for_where_it_is_told() -> None:
+    def told(sha256: str, p50: float) -> LatencyStats:
+        return example_times(sha256, p50).model_copy(update={"runtime_p50_ms": p50 - 0.03})
+
+    times = {"dense": told(DENSE_ONNX, 0.8), "compressed": told(ONNX, 0.4)}
+    page = Page(html(example_report(latency=(example_latency(**times),))))
+    assert "Of its p50, what a caller waits for, the runtime itself counts 0.770 ms and 0.370 ms." in page.text
+    assert "the runtime itself counts" not in Page(html(example_report())).text
 
 
 def test_an_inconclusive_attack_is_said_where_its_numbers_stand() -> None:
