@@ -16,6 +16,7 @@ import torch
 
 from edgeprune.robustness.twin.drafting import BOOL, INT64, Back, Draft, Rule
 from edgeprune.robustness.twin.node import Node, Unsupported, numbers
+from edgeprune.robustness.twin.phases import FEWEST, phased, woven
 from edgeprune.robustness.twin.windows import Window
 
 _FEW = 4
@@ -54,7 +55,15 @@ def _add(draft: Draft, node: Node) -> Back:
     return lambda gradient: [(place, gradient) for place in places]
 
 
+def _changes_nothing(draft: Draft, node: Node, neutral: float) -> bool:
+    """Whether the second input is a constant of nothing but `neutral`: no mean, or no scale."""
+    constant = None if draft.varies(node.inputs[1]) else draft.constants[node.inputs[1]]
+    return constant is not None and draft.varies(node.inputs[0]) and bool((constant == neutral).all())
+
+
 def _sub(draft: Draft, node: Node) -> Back:
+    if _changes_nothing(draft, node, 0.0):
+        return _passing(draft, node)
     draft.put("Sub", list(_two(draft, node)), node.outputs[0])
     first, second = map(draft.varies, node.inputs)
 
@@ -72,6 +81,8 @@ def _mul(draft: Draft, node: Node) -> Back:
 
 
 def _div(draft: Draft, node: Node) -> Back:
+    if _changes_nothing(draft, node, 1.0):
+        return _passing(draft, node)
     top, bottom = _two(draft, node)
     if draft.varies(node.inputs[1]):
         raise Unsupported("Div by what varies")
@@ -213,6 +224,9 @@ def _conv(draft: Draft, node: Node) -> Back:
     if all(step == 1 for step in window.strides) and min(turned) >= 0 and draft.shapes[node.inputs[0]][1] > _FEW:
         kernel = draft.fixed(_turned(weight, group))
         return lambda gradient: [(0, draft.put("Conv", [gradient, kernel], pads=turned, **said))]
+    phases = phased(window, group, sizes, results)
+    if phases and draft.shapes[node.inputs[0]][1] >= FEWEST:
+        return lambda gradient: [(0, woven(draft, gradient, weight, phases, sizes))]
     reached = [
         (count - 1) * step - sum(pair) + reach
         for count, step, pair, reach in zip(results, window.strides, padding, window.reach, strict=True)
