@@ -16,6 +16,7 @@ from edgeprune.errors import DataError, MeasurementError
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Ints
 
+    Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
     Reals = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
@@ -34,8 +35,9 @@ def checked_logits(
             f"{who} returned {found.shape[1]} logits an image where the network has {classes} classes",
             hint="check the class names of the configuration against the network",
         )
-    broken = ~np.isfinite(found).all(axis=1)
-    if broken.any():
+    finite = np.isfinite(found)
+    if not finite.all():
+        broken = ~finite.all(axis=1)
         raise MeasurementError(
             f"{who} returned NaN or infinite logits on {int(broken.sum())} of {len(images)} images",
             hint="such a file must not ship: look for overflow or NaN weights, and export it again",
@@ -55,6 +57,15 @@ def margins(logits: Floats, labels: Ints) -> Reals:
     true = exact[rows, labels]
     exact[rows, labels] = -np.inf
     return np.asarray(true - exact.max(axis=1))
+
+
+def mistaken(logits: Floats, labels: Ints, margin: Reals) -> Bools:
+    """Which rows are misclassified: bool (N,). `margin`: theirs, which says it all but where it is 0 (a tie)."""
+    wrong = margin < 0
+    tied = margin == 0
+    if tied.any():
+        wrong[tied] = predictions(logits[tied]) != labels[tied]
+    return np.asarray(wrong)
 
 
 def require_known(labels: Ints, classes: int) -> None:

@@ -24,7 +24,7 @@ from edgeprune.robustness.attacks.watching import Watch, doubtful
 from edgeprune.robustness.attacks.way import Ledger, Way
 from edgeprune.robustness.gradients import at_rest, climb, judged, probabilities, seeds_of
 from edgeprune.robustness.norms import distances, row_sizes
-from edgeprune.robustness.verdicts import checked_logits, margins, predictions, require_known
+from edgeprune.robustness.verdicts import checked_logits, margins, mistaken, predictions, require_known
 from edgeprune.types import AttackBudget, AttackOutcome, Looked, Progress, Victim
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LAST_STEPS = 0.1  # the share of a run's steps that counts as its end
 _BATCH_PIXELS = 2**20
 _SMALLEST_BATCH, _LARGEST_BATCH = 8, 256
+_FEW = 16  # every so many pixels are a sample
 _NEARLY = 1.001  # of epsilon: what float32 finds further away than that is outside
 
 
@@ -107,7 +108,8 @@ class Seen:
 class Run:
     """One call of an attack: what it was given, its ledger, and each image's other classes, nearest first.
 
-    images: float32, labels: int64, both on the CPU; rivals: int64 (N, K - 1), by the runtime's clean logits.
+    images: float32, labels: int64, both on the CPU, and as arrays `pixels` and `truth`; rivals: int64 (N, K - 1), by
+    the runtime's clean logits.
     """
 
     victim: Victim
@@ -116,6 +118,8 @@ class Run:
     budget: AttackBudget
     ledger: Ledger
     rivals: Ints
+    pixels: Floats
+    truth: Ints
     device: torch.device
     way: Way
     watch: Watch
@@ -136,7 +140,7 @@ class Run:
             rivals = np.concatenate([rivals.reshape(-1, logits.shape[1] - 1), _rivals(logits, truth[part])])
         ledger.lowest[:] = ledger.clean
         way, watch = Way.begun(budget.course, ledger), Watch.over(victim, images.numpy())
-        return cls(victim, images, labels, budget, ledger, rivals, device, way, watch)
+        return cls(victim, images, labels, budget, ledger, rivals, images.numpy(), truth, device, way, watch)
 
     @property
     def places(self) -> int:
@@ -173,21 +177,24 @@ class Run:
         `inside`: the points are known to be in the ball; otherwise a misclassified one falls only if it is.
         `follows`: their gradients are wanted next, so that a look does where it says enough (`Watch`).
         """
-        rows, truth = ids.numpy(), self.labels[ids].numpy()
-        looked = self.watch.look(points) if follows else None
+        return self.ask(ids.numpy(), points, inside=inside, follows=follows)
+
+    def ask(self, rows: Ints, points: Floats, *, inside: bool = True, follows: bool = False) -> Seen:
+        """`judge` for ids that are no tensor: right after a pass through the network every call of torch is slow."""
+        truth, looked = self.truth[rows], self.watch.look(points) if follows else None
         if looked is None:
             logits = checked_logits(self.victim.logits, points)
-            wrong = predictions(logits) != truth
-            fell = wrong if inside else self._within(ids, points, wrong)
             margin = margins(logits, truth)
+            wrong = mistaken(logits, truth, margin)
+            fell = wrong if inside else self._within(rows, points, wrong)
         else:
             margin = margins(looked.logits, truth)
             near = doubtful(looked.logits, margin)
-            near = near if inside else self._within(ids, points, near)
+            near = near if inside else self._within(rows, points, near)
             logits = self.watch.asked(looked, points, near)
-            wrong = predictions(logits) != truth
-            fell = wrong & near
             margin = margin if logits is looked.logits else margins(logits, truth)
+            wrong = mistaken(logits, truth, margin)
+            fell = wrong & near
         if fell.any():
             self.ledger.fell[rows[fell]] = True
             self.ledger.adversarials[rows[fell]] = points[fell]
@@ -195,11 +202,16 @@ class Run:
             self.watch.note(rows, points, margin)
         return Seen(~fell, wrong, margin, logits, looked)
 
-    def _within(self, ids: Tensor, points: Floats, mask: Bools) -> Bools:
+    def _within(self, rows: Ints, points: Floats, mask: Bools) -> Bools:
         """Those of `mask`, bool (M,), whose points lie in the ball. Exactly where float32 leaves it open."""
         found = mask.copy()
+        if mask.any():  # most are far outside, which a few of their pixels show
+            few = [array.reshape(len(array), -1)[:, ::_FEW] for array in (points, self.pixels)]
+            change = torch.from_numpy(few[0][mask] - few[1][rows[mask]])
+            found[mask] = (row_sizes(change, self.budget.norm) <= _NEARLY * self.budget.epsilon).numpy()
+            mask = found.copy()
         if mask.any():
-            origins, epsilon = self.images[ids[torch.from_numpy(mask)]].numpy(), self.budget.epsilon
+            origins, epsilon = self.pixels[rows[mask]], self.budget.epsilon
             change = torch.from_numpy(points[mask] - origins)
             near = (row_sizes(change, self.budget.norm) <= _NEARLY * epsilon).numpy()
             found[mask] = near
@@ -233,10 +245,11 @@ class Run:
             return self.victim.pull(points, seeds)
         if moved is None or not moved.any():
             return torch.from_numpy(looked.logits), looked.gradients(seeds)
-        away, logits, gradients = torch.from_numpy(moved), torch.from_numpy(looked.logits.copy()), points.clone()
-        gradients[~away] = looked.of(~moved).gradients(seeds[~away])
-        logits[away], gradients[away] = self.victim.pull(points[away], seeds[away])
-        return logits, gradients
+        logits, gradients, there = looked.logits.copy(), np.empty(points.shape, np.float32), seeds.numpy()
+        gradients[~moved] = looked.of(~moved).gradients(torch.from_numpy(there[~moved])).numpy()
+        said, pulled = self.victim.pull(torch.from_numpy(points.numpy()[moved]), torch.from_numpy(there[moved]))
+        logits[moved], gradients[moved] = said.numpy(), pulled.numpy()
+        return torch.from_numpy(logits), torch.from_numpy(gradients)
 
     def note(self, ids: Tensor, steps: Tensor, length: int, seen: Seen, *, inside: bool = True) -> None:
         """Enter the margins of iterates: each image is at its step (0: a start) of a pass of `length` steps."""
@@ -250,6 +263,15 @@ class Run:
             fall = np.maximum(book.lowest[rows] - margin, 0.0)
             book.lowest[rows] -= fall
             book.late[rows] += np.where((step > (1 - LAST_STEPS) * length) & ~first, fall, 0.0)
+
+    def lowered(self, rows: Ints, step: int, length: int, margin: Reals) -> None:
+        """Enter lower margins (M,) of points in the ball, all seen at step `step` (not 0) of a pass of `length`."""
+        book = self.ledger
+        book.gain[rows] = np.maximum(book.gain[rows], book.start[rows] - margin)
+        fall = np.maximum(book.lowest[rows] - margin, 0.0)
+        book.lowest[rows] -= fall
+        if step > (1 - LAST_STEPS) * length:
+            book.late[rows] += fall
 
     def note_gradients(self, ids: Tensor, usable: Tensor) -> None:
         """Enter whether the gradients at the starts of these images were usable."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import DataError
+from edgeprune.robustness.attacks.recolouring import Recolouring
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.norms import box, project
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
@@ -75,10 +76,11 @@ class _Search:
     """The images of one search, each with its best point and every draw that it will need.
 
     ids: int64 (N,). origins, best, low, high: float32 (N, C, H, W). margins: float64 (N,). places: float32 (N, Q, 4),
-    uniform: where the square lies and where the one that l2 takes from. signs: int8 (N, Q, C).
+    uniform: where the square lies and where the one that l2 takes from. signs: int8 (N, Q, C). `laid`: the proposals
+    of some queries, for the images that are left.
     """
 
-    ids: Tensor
+    ids: Ints
     origins: Floats
     best: Floats
     low: Floats
@@ -86,13 +88,23 @@ class _Search:
     margins: Reals
     places: Floats
     signs: np.ndarray[tuple[int, ...], np.dtype[np.int8]]
+    laid: Recolouring | None = None
+
+    def recoloured(self, query: int, side: int) -> tuple[Ints, Floats]:
+        """Places and colours of what a query proposes for linf."""
+        found = None if self.laid is None else self.laid.of(query, side)
+        if found is None:
+            self.laid = Recolouring.drawn(query, side, self.places, self.signs, (self.low, self.high))
+            found = self.laid.of(query, side)
+        assert found is not None
+        return found
 
     def keep(self, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> _Search:
         if mask.all():
             return self
         origins, best, low, high = (array[mask] for array in (self.origins, self.best, self.low, self.high))
-        ids = self.ids[torch.from_numpy(mask)]
-        return _Search(ids, origins, best, low, high, self.margins[mask], self.places[mask], self.signs[mask])
+        ids, margins, places, signs = (array[mask] for array in (self.ids, self.margins, self.places, self.signs))
+        return _Search(ids, origins, best, low, high, margins, places, signs)
 
     def corners(self, query: int, side: int, which: int) -> tuple[Ints, Ints]:
         """Upper left corners (N,) of the first (0) or second (1) square of a query."""
@@ -109,8 +121,8 @@ def _search(run: Run, ids: Tensor, restart: int, queries: int) -> Iterator[int]:
     found = _begin(run, ids, restart, queries)
     step, length = torch.zeros_like(ids), queries
     found.best = _inside(run, found, found.best)
-    seen = run.judge(found.ids, found.best)
-    run.note(found.ids, step, length, seen)
+    seen = run.ask(found.ids, found.best)
+    run.note(ids, step, length, seen)
     found.margins = seen.margins
     found = found.keep(seen.standing)
     ask = _recoloured if budget.norm == "linf" else _moved
@@ -124,8 +136,7 @@ def _search(run: Run, ids: Tensor, restart: int, queries: int) -> Iterator[int]:
             rows = changed[better]
             found.margins[rows] = said.margins[better]
             if len(rows):
-                steps = torch.from_numpy(np.full(len(rows), query))
-                run.note(found.ids[torch.from_numpy(rows)], steps, length, said.of(better))
+                run.lowered(found.ids[rows], query, length, found.margins[rows])
             if not said.standing.all():
                 standing = np.ones(len(found.ids), np.bool_)
                 standing[changed] = said.standing
@@ -154,7 +165,7 @@ def _begin(run: Run, ids: Tensor, restart: int, queries: int) -> _Search:
             grid = _grid(generator, channels, height, width)
             length = float(np.abs(grid).sum()) if run.budget.norm == "l1" else 1.0
             best[row] = image + run.budget.epsilon * grid / max(length, 1e-12)
-    return _Search(ids, images, best, low, high, np.zeros(len(ids)), places, signs)
+    return _Search(ids.numpy(), images, best, low, high, np.zeros(len(ids)), places, signs)
 
 
 def _inside(run: Run, found: _Search, points: Floats) -> Floats:
@@ -176,35 +187,26 @@ def _recoloured(run: Run, found: _Search, query: int, side: int) -> tuple[Ints, 
     The squares are painted into `best` itself, and painted over where they are refused: copies of whole images cost
     more than all the rest of a query here.
     """
-    channels, height, width = found.best.shape[1:]
-    rows, columns = found.corners(query, side, 0)
-    planes = np.arange(len(rows) * channels).reshape(-1, channels, 1, 1) * (height * width)
-    places = planes + (rows * width + columns)[:, None, None, None] + _offsets(side, width)  # flat: found much faster
-    positive = (found.signs[:, query] > 0)[:, :, None, None]
-    before = found.best.take(places)
-    patch = np.where(positive, found.high.take(places), found.low.take(places))
-    changed = np.flatnonzero((patch != before).reshape(len(patch), -1).any(axis=1))
+    places, colours = found.recoloured(query, side)
+    pixels = found.best.reshape(-1)
+    before = pixels.take(places)
+    changed = np.flatnonzero((colours != before).any(axis=1))
     if not len(changed):
         return changed, None
-    pixels = found.best.reshape(-1)
-    pixels[places] = patch
-    everyone = len(changed) == len(patch)
-    ids, points = (found.ids, found.best) if everyone else (found.ids.numpy()[changed], found.best[changed])
-    seen = run.judge(torch.as_tensor(ids), points)
-    refused = changed[~(seen.margins < found.margins[changed])]
-    pixels[places[refused]] = before[refused]
+    pixels[places] = colours
+    everyone = len(changed) == len(places)
+    ids, points = (found.ids, found.best) if everyone else (found.ids[changed], found.best[changed])
+    seen = run.ask(ids, points)
+    accepted = changed[seen.margins < found.margins[changed]]
+    before[accepted] = colours[accepted]
+    pixels[places] = before
     return changed, seen
-
-
-@lru_cache(maxsize=64)
-def _offsets(side: int, width: int) -> Ints:
-    return np.arange(side)[:, None] * width + np.arange(side)
 
 
 def _moved(run: Run, found: _Search, query: int, side: int) -> tuple[Ints, Seen | None]:
     """l2, l1: the energy of one square moves to another, as a bump with one sign a channel and half."""
     points = _inside(run, found, _bumped(found, query, side, run.budget))
-    seen = run.judge(found.ids, points)
+    seen = run.ask(found.ids, points)
     better = seen.margins < found.margins
     found.best[better] = points[better]
     return np.arange(len(points)), seen
