@@ -25,10 +25,12 @@ from edgeprune.errors import DataError, MeasurementError
 from edgeprune.robustness.attacks import run as attack_run
 from edgeprune.robustness.attacks.apgd import checkpoints
 from edgeprune.robustness.attacks.hyperplane import onto
+from edgeprune.robustness.attacks.losses import Objective, scaled
 from edgeprune.robustness.attacks.nearest import nearest
 from edgeprune.robustness.attacks.replay import replay
 from edgeprune.robustness.attacks.square import side_of
 from edgeprune.robustness.norms import distances
+from edgeprune.robustness.verdicts import margins, mistaken
 from edgeprune.types import Victim
 
 PRECISE = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "fmn")
@@ -325,3 +327,44 @@ def test_replay_of_other_images_is_refused():
     given = torch.from_numpy(images), torch.from_numpy(labels_of(module, images))
     with pytest.raises(DataError, match="cannot be replayed"):
         replay(torch.zeros(2, *SHAPE))(victim_of(module), *given, budget_of(0.1), progress=silent)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_projection_does_not_depend_on_its_neighbours(norm):
+    generator = torch.Generator().manual_seed(4)
+    points, normals = torch.rand(40, 300, generator=generator), torch.randn(40, 300, generator=generator)
+    gaps = normals.abs().sum(1) * torch.linspace(0.0, 0.4, 40)  # from one Newton step to many
+    together = onto(points, normals, gaps, (0.0, 1.0), norm)
+    alone = [onto(points[k : k + 1], normals[k : k + 1], gaps[k : k + 1], (0.0, 1.0), norm) for k in range(40)]
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+    reached = (together * normals).sum(1)
+    assert torch.allclose(reached, -gaps, rtol=1e-4, atol=1e-4)
+
+
+def test_one_pixel_too_far_is_outside():
+    module, images = linear(), grid_images(4)
+    labels, budget = torch.from_numpy(labels_of(module, images)), budget_of(0.1)
+    run_of = attack_run.Run.begin(victim_of(module), torch.from_numpy(images), labels, budget, torch.device("cpu"))
+    points = np.clip(images + 0.05, 0, 1).astype(np.float32)
+    points[1].reshape(-1)[5] = images[1].reshape(-1)[5] + (0.2 if images[1].reshape(-1)[5] < 0.5 else -0.2)
+    points[2] = 1 - points[2]
+    mask = np.array([True, True, True, False])
+    assert run_of._within(np.arange(4), points, mask).tolist() == [True, False, False, False]
+
+
+def test_a_tie_is_decided_by_the_lower_index():
+    logits, labels = np.array([[1, 1], [1, 1], [2, 1], [1, 2]], np.float32), np.array([0, 1, 0, 0])
+    assert mistaken(logits, labels, margins(logits, labels)).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("loss", "classes"), [("ce", 5), ("dlr", 2), ("dlr", 3), ("targeted", 3), ("targeted", 4)])
+def test_scales_count_where_the_loss_says_so(loss, classes):
+    logits, labels = (
+        torch.randn(6, classes, generator=torch.Generator().manual_seed(5)),
+        torch.zeros(6, dtype=torch.int64),
+    )
+    found = [
+        Objective(loss, labels, labels + 1, scales).slopes(logits) for scales in (torch.ones(6), torch.full((6,), 3.0))
+    ]
+    same = all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert same is not scaled(loss, classes)

@@ -78,8 +78,7 @@ def project(points: Tensor, origins: Tensor, limits: tuple[Tensor, Tensor], budg
         slack = _ROUNDING * largest * math.prod(origins.shape[1:]) ** 0.5
         radius = max(budget.epsilon - slack, 0.0)
         points = origins + (change.double() * torch.clamp(radius / size.clamp_min(1e-300), max=1.0)).float()
-    inside = torch.maximum(points, limits[0])
-    return torch.minimum(inside, limits[1], out=inside)
+    return torch.clamp(points, *limits)
 
 
 def ascend(points: Tensor, gradients: Tensor, steps: Tensor, norm: Norm) -> Tensor:

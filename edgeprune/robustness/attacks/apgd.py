@@ -18,7 +18,7 @@ from torch import Tensor
 from edgeprune.robustness.attacks.apgd_l1 import l1_passes
 from edgeprune.robustness.attacks.ascents import objective, start
 from edgeprune.robustness.attacks.losses import Loss
-from edgeprune.robustness.attacks.pool import passes, per_image
+from edgeprune.robustness.attacks.pool import passes, per_image, put_rows, rows_of
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.norms import ascend, project
 from edgeprune.types import AttackBudget, AttackOutcome, Progress, Victim
@@ -166,7 +166,8 @@ def _record(pool: _Pool, found: Tensor, gradients: Tensor, first: Tensor) -> _Po
     best, best_gradient = pool.best, pool.best_gradient
     if bool(first.any()):  # at a start, `best` is the start itself, shared with `points`
         best, best_gradient = best.clone(), best_gradient.clone()
-    best[better], best_gradient[better] = pool.points[better], gradients[better]
+    for kept, found_now in ((best, pool.points), (best_gradient, gradients)):
+        put_rows(kept, better, rows_of(found_now, better))
     return replace(
         pool,
         best=best,

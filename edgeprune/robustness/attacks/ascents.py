@@ -41,7 +41,10 @@ def start(run: Run, ids: Tensor, turn: int, restarts: int, loss: Loss) -> Start:
     origins = run.images[ids].to(run.device)
     limits = box(origins, run.budget, run.victim.bounds)
     points = project(origins + random_starts(origins, run.budget, turn), origins, limits, run.budget)
-    scales = losses.gaps(logits_of(run.victim.module, origins))
+    if losses.scaled(loss, run.rivals.shape[1] + 1):
+        scales = losses.gaps(logits_of(run.victim.module, origins))
+    else:
+        scales = torch.ones(len(origins), device=origins.device)
     number = turn // restarts if loss == "targeted" else 0
     targets = torch.from_numpy(run.rivals[ids.numpy(), number]).to(run.device)
     return Start(origins, limits, points, scales, targets)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.robustness.attacks.hyperplane import onto
-from edgeprune.robustness.attacks.pool import passes
+from edgeprune.robustness.attacks.pool import passes, put_rows, rows_of
 from edgeprune.robustness.attacks.run import Part, Run, Seen, attack_with
 from edgeprune.robustness.gradients import climb, judged, logits_of
 from edgeprune.robustness.norms import Norm, random_starts, row_sizes
@@ -84,8 +84,8 @@ class FabRule:
             self.found.enter(pool, seen, run.budget.norm)
         if seen.wrong.any():  # crossed, but outside the ball: back towards the image
             crossed = torch.from_numpy(seen.wrong).to(points.device)
-            origins, points = pool.origins[crossed], points.clone()
-            points[crossed] = origins + (points[crossed] - origins) * BACKWARD
+            origins, beyond, points = rows_of(pool.origins, crossed), rows_of(points, crossed), points.clone()
+            put_rows(points, crossed, beyond.sub_(origins).mul_(BACKWARD).add_(origins))
         pool = replace(pool, points=points)
         gaps, normals, usable = self._linear(run, pool, seen)
         first = pool.steps == 0

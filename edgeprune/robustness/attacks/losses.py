@@ -26,6 +26,11 @@ def gaps(logits: Tensor) -> Tensor:
     return torch.where(gap > 0, gap, 1.0)
 
 
+def scaled(loss: Loss, classes: int) -> bool:
+    """Whether the loss is divided by the scales that it is given: a ratio divides by a gap of the present logits."""
+    return loss == "ce" or classes < len(_SPREADS[loss])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Objective:
     """The named loss as a function of logits (N, K) alone; labels, targets and scales are (N,)."""

