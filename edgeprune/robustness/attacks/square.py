@@ -103,8 +103,8 @@ class _Search:
         if mask.all():
             return self
         origins, best, low, high = (array[mask] for array in (self.origins, self.best, self.low, self.high))
-        ids, margins, places, signs = (array[mask] for array in (self.ids, self.margins, self.places, self.signs))
-        return _Search(ids, origins, best, low, high, margins, places, signs)
+        rest = (self.margins[mask], self.places[mask], self.signs[mask])
+        return _Search(self.ids[mask], origins, best, low, high, *rest)
 
     def corners(self, query: int, side: int, which: int) -> tuple[Ints, Ints]:
         """Upper left corners (N,) of the first (0) or second (1) square of a query."""

@@ -1,7 +1,8 @@
 """Rules for the way back: how each operator is written down again, and what it makes of a gradient.
 
-Strided convolutions go back as transposed ones, as do those of few channels, whose blocks would be mostly padding; all
-others as convolutions with the kernel turned round. A maximum passes its gradient to the place that it came from, a
+Convolutions go back as convolutions with the kernel turned round, strided ones as several
+(`edgeprune.robustness.twin.phases`); those of few channels, whose blocks would be mostly padding, and the strided ones
+that have no such phases as transposed ones. A maximum passes its gradient to the place that it came from, a
 clipped value to nobody, as in torch.
 """
 
