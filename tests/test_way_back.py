@@ -100,6 +100,9 @@ def test_scores_and_gradients_are_those_of_torch(name: str, tmp_path: Path) -> N
 WITHOUT = {
     "no rule": classifier(node("Erf", "x", "a"), last="a"),
     "spread out": classifier(node("GlobalAveragePool", "x", "p"), node("Mul", "x p", "a"), last="a"),
+    "widened by zeros": classifier(
+        node("GlobalAveragePool", "x", "p"), node("Sub", "p z", "a"), last="a", z=np.zeros((1, *SHAPE), np.float32)
+    ),
     "overlapping means": classifier(node("AveragePool", "x", "a", kernel_shape=[3, 3]), last="a"),
     "ends in a softmax": graph_of(
         [node("Flatten", "x", "f"), node("MatMul", "f w", "z"), node("Softmax", "z", "y", axis=1)],

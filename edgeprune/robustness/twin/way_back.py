@@ -57,9 +57,11 @@ def _add(draft: Draft, node: Node) -> Back:
 
 
 def _changes_nothing(draft: Draft, node: Node, neutral: float) -> bool:
-    """Whether the second input is a constant of nothing but `neutral`: no mean, or no scale."""
-    constant = None if draft.varies(node.inputs[1]) else draft.constants[node.inputs[1]]
-    return constant is not None and draft.varies(node.inputs[0]) and bool((constant == neutral).all())
+    """Whether the second input is a constant of nothing but `neutral`, which widens nothing: no mean, or no scale."""
+    if draft.varies(node.inputs[1]) or not draft.varies(node.inputs[0]):
+        return False
+    same = draft.shapes[node.inputs[0]] == draft.shapes[node.outputs[0]]
+    return same and bool((draft.constants[node.inputs[1]] == neutral).all())
 
 
 def _sub(draft: Draft, node: Node) -> Back:
