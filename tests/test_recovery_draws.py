@@ -9,7 +9,7 @@ from torch import nn
 from toy_networks import Chain, bundle_of, split_of, stripes
 
 from edgeprune.recovery.draws import Draws
-from edgeprune.recovery.images import View, images_of, mirrored, shifted
+from edgeprune.recovery.images import images_of
 from edgeprune.recovery.recipes import Lesson, teacher_of
 from edgeprune.recovery.settings import RecoverConfig
 
@@ -57,16 +57,6 @@ def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees() ->
     with torch.no_grad():
         torch.testing.assert_close(lesson.teacher(seen, positions), teacher(seen))
     assert not torch.equal(seen, lesson.images.batch(positions))
-
-
-def test_a_view_moves_and_mirrors_as_a_batch_does() -> None:
-    images = images_of(split_of(*stripes(40)), "cpu")
-    view = View.drawn(images, torch.Generator().manual_seed(2), shift=True, flip=True)
-    generator, everything = torch.Generator().manual_seed(2), images.batch(np.arange(40))
-    wanted = mirrored(shifted(everything, generator), generator)
-    assert torch.equal(view.of(everything, np.arange(40)), wanted)
-    some = np.array([7, 0, 31])
-    assert torch.equal(view.of(images.batch(some), some), wanted[some])
 
 
 def test_an_epoch_depends_on_its_number_alone() -> None:

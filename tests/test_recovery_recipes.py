@@ -17,8 +17,8 @@ from edgeprune.errors import UsageError
 from edgeprune.records import RecoveryInfo
 from edgeprune.recovery.adversary import Adversary, collapsed, perturb
 from edgeprune.recovery.held_out import Judged, Jury, hold_out_unlabelled
-from edgeprune.recovery.images import images_of, mirrored, shifted, shuffled
-from edgeprune.recovery.recipes import Lesson, apart, natural_loss, teacher_of
+from edgeprune.recovery.images import images_of, shuffled
+from edgeprune.recovery.recipes import Lesson, apart, taught_loss, teacher_of
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.types import ModelBundle, Split
@@ -110,7 +110,7 @@ def test_distillation_is_hintons_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, taught = (torch.randn(5, 4, generator=generator) for _ in range(2))
     labels = torch.tensor([0, 1, 2, 3, 0])
-    given = natural_loss(logits, labels, taught, settings("distill", temperature=2.0, label_weight=0.3))
+    given = taught_loss(logits, labels, taught, settings("distill", temperature=2.0, label_weight=0.3))
     p, q = softmax(taught / 2, 1), softmax(logits / 2, 1)
     expected = 0.3 * cross_entropy(logits, labels) + 0.7 * 4 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(given, expected)
@@ -207,10 +207,19 @@ def test_few_images_make_smaller_batches() -> None:
     assert RecoverConfig(batch_size=64).batch_of(450) == 64
 
 
-def test_images_move_unless_told() -> None:
-    assert settings("distill").shifts
-    assert settings("robust-distill", eps="8/255").shifts
-    assert not settings("distill", augment="none").shifts
+def test_images_change_as_suits_the_recipe_unless_told() -> None:
+    assert settings("distill").augmentation == settings("adversarial", eps="8/255").augmentation == "shift"
+    assert settings("robust-distill", eps="8/255").augmentation == "vary"
+    assert settings("robust-distill", eps="8/255", augment="shift").augmentation == "shift"
+    assert not settings("distill", augment="none").changes
+    assert settings("distill", augment="none", flip=True).changes
+
+
+def test_labels_are_a_share_of_robust_distillation_where_they_may_be_looked_at() -> None:
+    assert settings("distill").label_share == 0
+    assert settings("robust-distill", eps="8/255").label_share == pytest.approx(0.3)
+    assert settings("robust-distill", eps="8/255", label_weight=0.0).label_share == 0
+    assert settings("robust-distill", eps="8/255", label_weight=0.7, labels=False).label_share == 0
 
 
 def test_a_robust_training_begins_on_images_as_they_are() -> None:
@@ -224,25 +233,6 @@ def test_a_robust_training_begins_on_images_as_they_are() -> None:
         for each in (one, other)
     ]
     assert losses[0] == losses[1]
-
-
-def test_shifted_image_is_a_window_of_the_padded_one() -> None:
-    images = torch.rand(5, 2, 16, 16, generator=torch.Generator().manual_seed(0))
-    moved = shifted(images, torch.Generator().manual_seed(1))
-    padded = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
-    for image, whole in zip(moved, padded, strict=True):
-        windows = [whole[:, r : r + 16, c : c + 16] for r in range(3) for c in range(3)]
-        assert any(torch.equal(image, window) for window in windows)
-    assert not torch.equal(moved, images)
-
-
-def test_mirroring_is_half_of_the_images_and_only_when_asked_for() -> None:
-    images = torch.rand(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = mirrored(images, torch.Generator().manual_seed(0))
-    flipped = [torch.equal(one, other.flip(-1)) for one, other in zip(found, images, strict=True)]
-    assert 16 < sum(flipped) < 48
-    assert all(torch.equal(one, other) for one, other, yes in zip(found, images, flipped, strict=True) if not yes)
-    assert RecoverConfig().flip is False
 
 
 def test_images_that_do_not_fit_are_read_each_time() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from edgeprune.recovery.images import MOST_BYTES, View, mixed
+from edgeprune.recovery.images import MOST_BYTES, mixed
 from edgeprune.recovery.recipes import Lesson
 
 _CHUNK = 64  # images a look of the teacher: what it computes of them stays in the processor's cache
@@ -50,7 +50,7 @@ class Draws:
         assert lesson.teacher
         settings, images = lesson.settings, lesson.images
         generator = torch.Generator().manual_seed(mixed(self.seed, number, _CHUNK))
-        view = View.drawn(images, generator, shift=settings.shifts, flip=settings.flip)
+        view = lesson.drawn(len(images), images.batch(np.arange(1)), generator)
         outputs = []
         for start in range(0, len(images), _CHUNK):
             if over():  # nobody will look at the rest

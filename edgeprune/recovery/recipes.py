@@ -4,7 +4,8 @@ finetune: cross-entropy on the labels. distill: the dense network's softened out
 et al. 2015), the teacher looking at the very image that the student sees (Beyer et al. 2022). adversarial: the labels
 of perturbed images (Madry et al. 2018; one step: Wong et al. 2020). robust-distill: the student's outputs on perturbed
 images, and on clean ones, follow the teacher's on clean ones; the adversary drives the two apart (TRADES, Zhang et al.
-2019; ARD, Goldblum et al. 2020; RSLAD, Zi et al. 2021). It needs no labels.
+2019; ARD, Goldblum et al. 2020; RSLAD, Zi et al. 2021), with a share of the labels where they may be looked at. It
+needs none.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from edgeprune.recovery.adversary import Adversary, perturb
-from edgeprune.recovery.images import Images, View, mirrored, shifted
+from edgeprune.recovery.adversary import Adversary, Loss, perturb
+from edgeprune.recovery.images import Images
 from edgeprune.recovery.settings import RecoverConfig
+from edgeprune.recovery.views import View
 
 if TYPE_CHECKING:
     from edgeprune.types import Ints
@@ -53,27 +55,34 @@ class Lesson:
         taught = self.teacher(images, positions, self.precision) if self.teacher else None
         with autocast(self.precision, self.images.device):
             if not settings.robust or not steps:
-                return natural_loss(network(images).float(), labels, taught, settings)
+                return taught_loss(network(images).float(), labels, taught, settings)
             assert settings.reach is not None  # the pipeline fills it in, and `recover` refuses without
             adversary = Adversary(settings.reach, steps, self.bounds)
-            if taught is None:
-                hard = perturb(network, images, lambda out: cross_entropy(out.float(), labels), adversary, generator)
-                return cross_entropy(network(hard).float(), labels, label_smoothing=settings.label_smoothing)
-            wanted, weight = log_softmax(taught, 1), settings.robust_weight
-            hard = perturb(network, images, lambda out: apart(out.float(), wanted), adversary, generator)
-            if weight == 1:
-                return distance(network(hard).float(), taught, settings.temperature)
+            driven = self._driven(labels, taught)
+            hard, weight = perturb(network, images, driven, adversary, generator), settings.robust_weight
+            if taught is None or weight == 1:
+                return taught_loss(network(hard).float(), labels, taught, settings)
             clean, moved = network(torch.cat([images, hard])).float().chunk(2)
-            near, far = (distance(each, taught, settings.temperature) for each in (clean, moved))
+            near, far = (taught_loss(each, labels, taught, settings) for each in (clean, moved))
             return (1 - weight) * near + weight * far
+
+    def _driven(self, labels: torch.Tensor, taught: torch.Tensor | None) -> Loss:
+        """What the adversary raises: the distance from the teacher, or from the labels where there is none."""
+        if taught is None:
+            return lambda logits: cross_entropy(logits.float(), labels)
+        wanted = log_softmax(taught, 1)
+        return lambda logits: apart(logits.float(), wanted)
+
+    def drawn(self, count: int, like: torch.Tensor, generator: torch.Generator) -> View:
+        """A view of `count` images of the size of `like`, (N, C, H, W)."""
+        height, width = like.shape[-2:]
+        return View.drawn(count, (height, width), self.settings, self.bounds, generator)
 
     def _augmented(self, positions: Ints, generator: torch.Generator) -> torch.Tensor:
         images = self.images.batch(positions)
         if self.view:
             return self.view.of(images, positions)
-        if self.settings.shifts:
-            images = shifted(images, generator)
-        return mirrored(images, generator) if self.settings.flip else images
+        return self.drawn(len(images), images, generator).of(images, np.arange(len(images)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,21 +107,21 @@ def teacher_of(network: nn.Module, settings: RecoverConfig, images: Images) -> T
     if settings.recipe not in _TAUGHT:
         return None
     teacher = Teacher(network, images.device)
-    if not settings.shifts and not settings.flip and images.held is not None:
+    if not settings.changes and images.held is not None:
         every = np.arange(len(images))
         parts = np.array_split(every, max(1, len(every) // settings.batch_of(len(every))))
         return replace(teacher, kept=torch.cat([teacher(images.batch(part), part) for part in parts]))
     return teacher
 
 
-def natural_loss(
+def taught_loss(
     logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None, settings: RecoverConfig
 ) -> torch.Tensor:
     """Cross-entropy, or distillation with a share of it where there is something to distil. Scalar."""
     smoothing = settings.label_smoothing
     if taught is None:
         return cross_entropy(logits, labels, label_smoothing=smoothing)
-    weight = settings.label_weight if settings.labels else 0.0
+    weight = settings.label_share
     far = distance(logits, taught, settings.temperature)
     return weight * cross_entropy(logits, labels, label_smoothing=smoothing) + (1 - weight) * far if weight else far
 

@@ -12,6 +12,7 @@ from edgeprune.sections import Section, setting
 
 ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
+_ROBUST_LABELS = 0.3
 
 
 class RecoverConfig(Section):
@@ -55,14 +56,23 @@ class RecoverConfig(Section):
     )
     label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", ge=0, lt=1)
     temperature: float = setting(4.0, "Softens the teacher's outputs.", flag="distill-temperature", gt=0)
-    label_weight: float = setting(0.0, "Share of the labels' loss in distill.", flag="distill-label-weight", ge=0, le=1)
+    label_weight: float | None = setting(
+        None,
+        "Share of the labels' loss in distill and robust-distill (default: 0 and 0.3).",
+        flag="distill-label-weight",
+        ge=0,
+        le=1,
+    )
     labels: bool = setting(True, "false: the labels of the training images are not looked at.", flag="recover-labels")
     average: float = setting(
         0.0, "Decay of the weights' running mean, which is what is kept (0: none).", flag="recover-average", ge=0, lt=1
     )
     clip: float = setting(5.0, "Longest gradient; longer ones are shortened.", flag="recover-clip", gt=0)
-    augment: Literal["shift", "none"] = setting(
-        "shift", "shift: images move by up to a sixteenth of their size, edges repeated.", flag="recover-augment"
+    augment: Literal["shift", "vary", "none"] | None = setting(
+        None,
+        "shift: images move by up to a sixteenth of their size, edges repeated; vary: they are zoomed and turned a "
+        "little, too, and in another light (default: vary in robust-distill, shift in the others).",
+        flag="recover-augment",
     )
     draws: int = setting(
         4,
@@ -116,9 +126,21 @@ class RecoverConfig(Section):
         return self.recipe not in ("none", "calibrate")
 
     @property
-    def shifts(self) -> bool:
-        """Whether images move."""
-        return self.augment == "shift"
+    def augmentation(self) -> Literal["shift", "vary", "none"]:
+        """How images are changed, mirroring aside: what was asked for, or what suits the recipe."""
+        return self.augment or ("vary" if self.recipe == "robust-distill" else "shift")
+
+    @property
+    def changes(self) -> bool:
+        """Whether images are changed."""
+        return self.augmentation != "none" or self.flip
+
+    @property
+    def label_share(self) -> float:
+        """Share of the labels' loss beside a teacher's: nothing where labels are not looked at."""
+        if not self.labels:
+            return 0.0
+        return (_ROBUST_LABELS if self.robust else 0.0) if self.label_weight is None else self.label_weight
 
     def batch_of(self, images: int) -> int:
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
