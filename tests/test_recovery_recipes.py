@@ -18,7 +18,7 @@ from edgeprune.records import RecoveryInfo
 from edgeprune.recovery.adversary import Adversary, collapsed, perturb
 from edgeprune.recovery.held_out import Judged, Jury, hold_out_unlabelled
 from edgeprune.recovery.images import images_of, shuffled
-from edgeprune.recovery.recipes import Lesson, apart, taught_loss, teacher_of
+from edgeprune.recovery.recipes import Lesson, apart, recognised, taught_loss, teacher_of
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.types import ModelBundle, Split
@@ -199,7 +199,56 @@ def test_perturbed_images_weigh_alone_when_they_are_to(teacher: ModelBundle) -> 
     assert losses[1] - losses[0] == pytest.approx(2 * (losses[2] - losses[1]), rel=1e-3)
 
 
+def test_a_share_of_the_labels_is_learned_on_perturbed_images_where_it_is_asked_for(teacher: ModelBundle) -> None:
+    images, labels = images_of(data(16), "cpu"), torch.from_numpy(data(16).labels())
+    network, losses = pruned().network().eval(), []
+    for share in (0.0, 0.5, 1.0):
+        one = settings("robust-distill", eps="8/255", augment="none", label_weight=share)
+        lesson = Lesson(one, images, labels, teacher_of(teacher.network(), one, images), (0.0, 1.0))
+        losses.append(lesson.loss(network, np.arange(16), 1, torch.Generator().manual_seed(0)).item())
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-3)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------------- images
+
+
+class Bright(nn.Module):
+    """Two classes: brighter than `line` on average, or not."""
+
+    def __init__(self, line: float) -> None:
+        super().__init__()
+        self.line = line
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score = images.mean((1, 2, 3)) - self.line
+        return torch.stack([score, -score], 1)
+
+
+@pytest.mark.parametrize(("line", "share"), [(-1.0, 1.0), (0.5, None)])
+def test_varied_images_are_recognised_by_what_the_network_answers(line: float, share: float | None) -> None:
+    split = split_of(np.full((64, 3, 8, 8), 0.5001, dtype=np.float32), np.zeros(64, dtype=np.int64))
+    one = settings("robust-distill", eps="8/255")
+    lesson = Lesson(one, images_of(split, "cpu"), torch.zeros(64).long(), None, (0.0, 1.0))
+    found = recognised(Bright(line), lesson, 0)
+    assert found == share or (share is None and 0.3 < found < 0.7)  # half of all lights are darker
+
+
+def test_images_that_the_dense_network_does_not_know_again_are_only_shifted(
+    teacher: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recovered(share: float, **more: object) -> tuple[str, tuple[str, ...]]:
+        monkeypatch.setattr("edgeprune.recovery.recover.recognised", lambda *_: share)
+        task = Task(settings("robust-distill", eps="8/255", epochs=1, precision="float32", **more), data(64), 0)
+        found, info = recover(pruned(), teacher, task)
+        assert isinstance(info, RecoveryInfo)
+        return found.digest, info.notes
+
+    varied, fallen, shifted = recovered(0.8), recovered(0.79), recovered(0.0, augment="shift")
+    assert fallen[0] == shifted[0] != varied[0]
+    assert fallen[1] == ("images were shifted, not varied: the dense network knows 79% of the varied ones again",)
+    assert shifted[1] == varied[1] == ()
+    assert recovered(0.0, augment="vary")[0] == varied[0]
 
 
 def test_few_images_make_smaller_batches() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgeprune.types import Ints
 
 _TAUGHT = ("distill", "robust-distill")
+_LOOKED_AT, _CHUNK = 256, 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +101,19 @@ class Teacher:
         with torch.no_grad(), autocast(precision, self.device):
             logits: torch.Tensor = self.network(images).float()
         return logits
+
+
+def recognised(network: nn.Module, lesson: Lesson, seed: int) -> float:
+    """Share of up to 256 training images that a network answers alike as they are and changed as the lesson has it."""
+    count = min(_LOOKED_AT, len(lesson.images))
+    some = np.random.default_rng(seed).permutation(len(lesson.images))[:count]
+    images, alike = lesson.images.batch(some), 0
+    view = lesson.drawn(count, images, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for part in np.array_split(np.arange(count), -(-count // _CHUNK)):
+            shown = images[torch.from_numpy(part).to(images.device)]
+            alike += int((network(shown).argmax(1) == network(view.of(shown, part)).argmax(1)).sum())
+    return alike / count
 
 
 def teacher_of(network: nn.Module, settings: RecoverConfig, images: Images) -> Teacher | None:

@@ -26,12 +26,13 @@ from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.corrections import correct
 from edgeprune.recovery.held_out import Judged, Jury, hold_out, hold_out_unlabelled
 from edgeprune.recovery.images import images_of, placed
-from edgeprune.recovery.recipes import Lesson, teacher_of
+from edgeprune.recovery.recipes import Lesson, recognised, teacher_of
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.recovery.training import Trained, Workshop, train
 from edgeprune.types import ModelBundle, Progress, Split
 
 _REACH = 2 / 255  # of the pixels' range: how natural recipes are looked at under attack
+_RECOGNISED = 0.8  # of varied images, by the dense network: fewer are no variations of the same things
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,13 +53,17 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """What a recovery did: (training, held-out) part, what the jury said before and after, and how it went."""
+    """What a recovery did: (training, held-out) part, what the jury said before and after, and how it went.
+
+    `notes`: what there is to say that the training itself does not.
+    """
 
     parts: tuple[Split, Split]
     judged: tuple[Judged, Judged]
     corrections: tuple[Correction, ...]
     trained: Trained | None
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def recover(
@@ -85,9 +90,10 @@ def recover(
     before, look = _timed_look(jury, network, robust=settings.trains)
     recalibrate(network, parts[0], task.device, seed=task.seed)
     corrections = correct(student, dense, jury, parts[0], task) if settings.fits and task.kept is not None else ()
-    trained = None
+    trained: Trained | None = None
+    notes: tuple[str, ...] = ()
     if settings.trains:
-        workshop = _workshop(guide, parts[0], jury, task, _task_key(task, pruned.digest, teacher.digest))
+        workshop, notes = _workshop(guide, parts[0], jury, task, _task_key(task, pruned.digest, teacher.digest))
         start = jury.judge(network, robust=settings.robust)
         workshop = dataclasses.replace(workshop, before=time.perf_counter() - started, look=look)
         trained = train(network, start, workshop, progress)
@@ -97,7 +103,7 @@ def recover(
     for name, parameter in student.module.named_parameters():
         parameter.requires_grad_(pruned.module.get_parameter(name).requires_grad)
         parameter.grad = None
-    made = _Made(parts, (before, after), corrections, trained, time.perf_counter() - started)
+    made = _Made(parts, (before, after), corrections, trained, time.perf_counter() - started, notes)
     return dataclasses.replace(student, digest=digest(student.module)), _info(settings, made, jury)
 
 
@@ -114,12 +120,28 @@ def _jury(held_out: Split, guide: nn.Module, teacher: ModelBundle, task: Task) -
     return Jury.of(held_out, by, task.device, Adversary(reach, 1, bounds), task.seed)
 
 
-def _workshop(guide: nn.Module, part: Split, jury: Jury, task: Task, key: str) -> Workshop:
+def _workshop(guide: nn.Module, part: Split, jury: Jury, task: Task, key: str) -> tuple[Workshop, tuple[str, ...]]:
+    """What training works with, and what is to be said about it."""
     settings, images = task.settings, images_of(part, task.device)
+    notes: tuple[str, ...] = ()
     labels = torch.from_numpy(part.labels()).to(task.device)
     assert jury.adversary is not None
-    lesson = Lesson(settings, images, labels, teacher_of(guide, settings, images), jury.adversary.bounds)
-    return Workshop(lesson, jury, task.seed, task.checkpoints, key)
+    lesson = Lesson(settings, images, labels, None, jury.adversary.bounds)
+    if settings.augment is None and settings.augmentation == "vary":
+        settings, notes = _recognisable(settings, recognised(guide, lesson, task.seed))
+    lesson = dataclasses.replace(lesson, settings=settings, teacher=teacher_of(guide, settings, images))
+    return Workshop(lesson, jury, task.seed, task.checkpoints, key), notes
+
+
+def _recognisable(settings: RecoverConfig, share: float) -> tuple[RecoverConfig, tuple[str, ...]]:
+    """The settings, without variations when the dense network gives its answer for too small a share of them.
+
+    A spectrum that is turned, or in another light, is no spectrum of the same word; no setting knows what a pixel is.
+    """
+    if share >= _RECOGNISED:
+        return settings, ()
+    said = f"images were shifted, not varied: the dense network knows {share:.0%} of the varied ones again"
+    return settings.model_copy(update={"augment": "shift"}), (said,)
 
 
 def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:
@@ -141,7 +163,7 @@ def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:
         corrections=made.corrections,
         precision=course.precision if course else "float32",
         images_per_second=course.seen / course.training if course and course.training else None,
-        notes=tuple(course.notes) if course else (),
+        notes=(*made.notes, *(course.notes if course else ())),
         seconds=made.seconds,
     )
 

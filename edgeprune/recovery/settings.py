@@ -71,7 +71,8 @@ class RecoverConfig(Section):
     augment: Literal["shift", "vary", "none"] | None = setting(
         None,
         "shift: images move by up to a sixteenth of their size, edges repeated; vary: they are zoomed and turned a "
-        "little, too, and in another light (default: vary in robust-distill, shift in the others).",
+        "little, too, and in another light (default: shift; in robust-distill vary, where the dense network still "
+        "knows most of the varied images).",
         flag="recover-augment",
     )
     draws: int = setting(
