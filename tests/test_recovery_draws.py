@@ -48,9 +48,10 @@ def test_teacher_looks_once_at_each_draw_however_many_epochs_there_are() -> None
     assert not torch.equal(moves[0], moves[1])
 
 
-def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees() -> None:
+@pytest.mark.parametrize("augment", ["shift", "vary"])
+def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees(augment: str) -> None:
     teacher = Counted().eval()
-    lesson, positions = Draws(lesson_of(teacher), 0).at(0, never), np.array([3, 149, 70])
+    lesson, positions = Draws(lesson_of(teacher, augment=augment), 0).at(0, never), np.array([3, 149, 70])
     assert lesson.teacher is not None
     assert lesson.view is not None
     seen = lesson.view.of(lesson.images.batch(positions), positions)
@@ -59,8 +60,9 @@ def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees() ->
     assert not torch.equal(seen, lesson.images.batch(positions))
 
 
-def test_an_epoch_depends_on_its_number_alone() -> None:
-    lesson = lesson_of(Counted().eval(), draws=2)
+@pytest.mark.parametrize("augment", ["shift", "vary"])
+def test_an_epoch_depends_on_its_number_alone(augment: str) -> None:
+    lesson = lesson_of(Counted().eval(), draws=2, augment=augment)
     whole, resumed = Draws(lesson, 5), Draws(lesson, 5)
     walked = [whole.at(epoch, never) for epoch in range(6)][5]
     jumped = resumed.at(5, never)
