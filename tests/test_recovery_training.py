@@ -282,6 +282,24 @@ def test_precision_of_a_killed_training_is_not_measured_again(tmp_path: Path, mo
     assert info.precision == "bfloat16"
 
 
+@pytest.mark.parametrize("draws", [0, 2])
+def test_robust_training_on_varied_images_that_was_killed_ends_with_the_same_weights(
+    tmp_path: Path, draws: int
+) -> None:
+    def interrupt(text: str, share: float) -> None:
+        if share >= 0.6:
+            raise InterruptedError
+
+    config = settings(
+        "robust-distill", eps="8/255", augment="vary", draws=draws, epochs=5, flip=True, precision="float32"
+    )
+    whole, _ = recovered(config)
+    with pytest.raises(InterruptedError):
+        recover(fresh(), fresh(0), Task(config, data(), 0, checkpoints=tmp_path), progress=interrupt)
+    assert (tmp_path / "recovery.checkpoint").exists()
+    assert recovered(config, tmp_path)[0].digest == whole.digest
+
+
 def test_bfloat16_learns_too() -> None:
     _, info = recovered(settings(epochs=6, precision="bfloat16"), count=256)
     assert info.precision == "bfloat16"
