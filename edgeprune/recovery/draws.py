@@ -33,13 +33,13 @@ class Draws:
 
     def due(self, epoch: int) -> bool:
         """Whether the teacher has to look at a new draw before this epoch."""
-        count, images, teacher = self.lesson.settings.draws, self.lesson.images, self.lesson.teacher
+        count, images, teacher = self.lesson.settings.draw_count, self.lesson.images, self.lesson.teacher
         changing = teacher is not None and teacher.kept is None and images.held is not None
         return changing and count > 0 and epoch % count not in self.known
 
     def at(self, epoch: int, over: Callable[[], bool]) -> Lesson:
         """The lesson of an epoch; `over` says whether the time is up, and ends the teacher's look at the images."""
-        number = epoch % max(1, self.lesson.settings.draws)
+        number = epoch % max(1, self.lesson.settings.draw_count)
         if self.due(epoch) and (made := self._drawn(number, over)) is not None:
             self.known[number] = made
         return self.known.get(number, self.lesson)
@@ -57,6 +57,6 @@ class Draws:
                 return None
             part = np.arange(start, min(start + _CHUNK, len(images)))
             outputs.append(lesson.teacher(view.of(images.batch(part), part), part, lesson.precision))
-            if outputs[0].nbytes * len(images) * settings.draws > MOST_BYTES * len(outputs[0]):
+            if outputs[0].nbytes * len(images) * settings.draw_count > MOST_BYTES * len(outputs[0]):
                 return None
         return replace(lesson, view=view, teacher=replace(lesson.teacher, kept=torch.cat(outputs)))

@@ -13,6 +13,8 @@ from edgeprune.sections import Section, setting
 ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
 _ROBUST_LABELS = 0.3
+_DRAWS, _EPOCHS_A_DRAW = 4, 8
+_NATURAL, _NATURAL_OF_MANY, _MANY_EPOCHS = 0.4, 0.15, 40
 
 
 class RecoverConfig(Section):
@@ -75,9 +77,10 @@ class RecoverConfig(Section):
         "knows most of the varied images).",
         flag="recover-augment",
     )
-    draws: int = setting(
-        4,
-        "Draws of the augmentation that take turns, epoch by epoch: the teacher looks at each once (0: always new).",
+    draws: int | None = setting(
+        None,
+        "Draws of the augmentation that take turns, epoch by epoch: the teacher looks at each once (0: always new; "
+        "default: 4, and in robust-distill one for every eight epochs where those are more).",
         flag="recover-draws",
         ge=0,
     )
@@ -91,8 +94,13 @@ class RecoverConfig(Section):
     adversary_steps: int = setting(
         1, "Its gradient steps; 1 is watched for catastrophic overfitting.", flag="recover-adversary-steps", gt=0
     )
-    natural_share: float = setting(
-        0.4, "Share of a robust training that goes by before images are perturbed.", flag="recover-natural", ge=0, lt=1
+    natural_share: float | None = setting(
+        None,
+        "Share of a robust training that goes by before images are perturbed (default: 0.4; 0.15 in robust-distill of "
+        "40 epochs and more).",
+        flag="recover-natural",
+        ge=0,
+        lt=1,
     )
     robust_weight: float = setting(
         1.0, "Share of the perturbed images' loss in robust-distill.", flag="recover-robust-weight", gt=0, le=1
@@ -135,6 +143,25 @@ class RecoverConfig(Section):
     def changes(self) -> bool:
         """Whether images are changed."""
         return self.augmentation != "none" or self.flip
+
+    @property
+    def draw_count(self) -> int:
+        """How many draws take turns: what was asked for, or what suits the recipe and its length; 0: always new."""
+        if self.draws is None:
+            return max(_DRAWS, self.epochs // _EPOCHS_A_DRAW) if self._counted else _DRAWS
+        return self.draws
+
+    @property
+    def natural_part(self) -> float:
+        """Share of a robust training before images are perturbed: what was asked for, or what suits its length."""
+        if self.natural_share is None:
+            return _NATURAL_OF_MANY if self._counted and self.epochs >= _MANY_EPOCHS else _NATURAL
+        return self.natural_share
+
+    @property
+    def _counted(self) -> bool:
+        """Whether a robust distillation knows how many epochs it has."""
+        return self.recipe == "robust-distill" and self.minutes is None
 
     @property
     def label_share(self) -> float:

@@ -194,7 +194,7 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
         for group in learner.optimizer.param_groups:
             group["lr"] = peak * rate_share(done, settings.schedule, settings.warmup)
         generator = torch.Generator().manual_seed(mixed(draws.seed, epoch, int(lesson.images.split.ids[positions[0]])))
-        losses.append(_step(learner, lesson, positions, course.steps * (done >= settings.natural_share), generator))
+        losses.append(_step(learner, lesson, positions, course.steps * (done >= settings.natural_part), generator))
         _watch(losses, course)
         course.seen += len(positions)
         course.training += time.perf_counter() - started
@@ -258,7 +258,7 @@ def _lower_rate(course: Course, what: str, peak: float) -> None:
 def _overfitted(learner: Learner, workshop: Workshop, done: float) -> bool:
     """Whether single-step training, `done` by now, has lost its robustness, by PGD on held-out images."""
     settings, course = workshop.lesson.settings, learner.course
-    if not settings.robust or course.steps > 1 or done <= settings.natural_share:
+    if not settings.robust or course.steps > 1 or done <= settings.natural_part:
         return False
     learner.network.eval()
     single, pgd = (workshop.jury.under_attack(learner.network, steps, _GLANCE) for steps in (1, CHECK_STEPS))
