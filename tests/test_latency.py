@@ -10,7 +10,7 @@ import pytest
 
 from edgeprune.errors import InconclusiveError, MeasurementError
 from edgeprune.latency import timing
-from edgeprune.latency.protocol import compare
+from edgeprune.latency.protocol import compare, steer
 from edgeprune.records import BlockSamples, LatencyFile, LatencyRequest, RuntimeInfo
 
 INFO = RuntimeInfo(name="fake", version="1", precision="float32", threads=1)
@@ -181,6 +181,20 @@ def test_runtimes_own_median_leaves_preempted_iterations_out_and_is_none_unless_
     partly = compare([*told[:-1], told[-1].model_copy(update={"runtime_ms": ()})], PAIR, "cpu")
     assert partly.compressed is not None
     assert (partly.dense.runtime_p50_ms, partly.compressed.runtime_p50_ms) == (0.4, None)
+
+
+def test_steering_needs_no_control_and_gives_the_same_ratio() -> None:
+    samples = noisy(np.random.default_rng(3), ratio=1.7)
+    whole = compare(samples, PAIR, "cpu")
+    assert whole.speedup is not None
+    assert whole.compressed is not None
+    bare = [each for each in samples if each.label != "control"]
+    found = steer(bare, PAIR.model_copy(update={"control": False}))
+    assert (found.value, found.interval) == (whole.speedup.value, whole.speedup.interval)
+    assert (found.dense_p50_ms, found.compressed_p50_ms) == (whole.dense.p50_ms, whole.compressed.p50_ms)
+    assert (found.compressed_interval, found.processes) == (whole.compressed.p50_interval, 5)
+    with pytest.raises(MeasurementError, match="no block of control"):
+        compare(bare, PAIR, "cpu")
 
 
 def test_slower_is_called_slower_and_equal_is_called_equal() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from edgeprune.latency import measure as measuring
 from edgeprune.latency.local import DEVICE, choose_cores
 from edgeprune.latency.measure import Bench, latency_file, measure, quick_ratio
 from edgeprune.latency.precision import write_network
-from edgeprune.records import LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
+from edgeprune.records import BlockSamples, LatencyComparison, LatencyFile, LatencyRequest, QuickRatio
 from edgeprune.reporting.listings import _start
 
 DENSE = LatencyFile(path="/dense", sha256="a" * 64)
@@ -218,11 +218,20 @@ def test_openvino_tells_its_own_part_of_what_a_caller_waits_for(tmp_path: Path) 
     assert f"inside the runtime {found.runtime_p50_ms:.3f} ms of the p50; peak memory" in _start("network", found)
 
 
-def test_quick_ratio_steers_by_the_same_protocol(spin: Path) -> None:
+def test_quick_ratio_steers_by_the_same_protocol_without_a_control(spin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set[str]()
+    steer = measuring.steer
+
+    def spied(samples: Sequence[BlockSamples], request: LatencyRequest) -> QuickRatio:
+        seen.update(block.label for block in samples)
+        return steer(samples, request)
+
+    monkeypatch.setattr(measuring, "steer", spied)
     for name, text in (("dense.txt", "600"), ("compressed.txt", "300")):
         (spin / name).write_text(text)
     files = latency_file(spin / "dense.txt"), latency_file(spin / "compressed.txt")
     ratio = quick_ratio(*files, "spin", IMAGES, SHORT, 0)
+    assert seen == {"dense", "compressed"}
     assert ratio.value == pytest.approx(2.0, rel=0.1)
     assert ratio.compressed_p50_ms == pytest.approx(0.3, rel=0.1)
     assert ratio.compressed_interval.low <= ratio.compressed_p50_ms <= ratio.compressed_interval.high

@@ -38,6 +38,7 @@ from edgeprune.records import (
     LatencyFile,
     LatencyRequest,
     LatencyStats,
+    QuickRatio,
     Ratio,
 )
 
@@ -116,8 +117,32 @@ def compare(
     )
 
 
+def steer(samples: Sequence[BlockSamples], request: LatencyRequest) -> QuickRatio:
+    """Dense over compressed and both p50s, from a request with or without a control: to steer by, with no verdict.
+
+    Errors: as of `compare`.
+    """
+    run = _sorted(samples, request, ERROR)
+    ratio = _ratio(run, "dense", "compressed")
+    assert request.compressed is not None
+    dense, compressed = _stats(run, "dense", request.dense), _stats(run, "compressed", request.compressed)
+    return QuickRatio(
+        value=ratio.value,
+        interval=ratio.interval,
+        dense_p50_ms=dense.p50_ms,
+        compressed_p50_ms=compressed.p50_ms,
+        compressed_interval=compressed.p50_interval,
+        processes=len({block.process for block in samples}),
+    )
+
+
 def _sorted(samples: Sequence[BlockSamples], request: LatencyRequest, error: float) -> _Run:
-    labels: tuple[Label, ...] = ("dense", "control", "compressed") if request.compressed else ("dense", "control")
+    asked: dict[Label, bool] = {
+        "dense": True,
+        "control": request.control,
+        "compressed": request.compressed is not None,
+    }
+    labels = tuple(label for label, wanted in asked.items() if wanted)
     of = {label: tuple(block for block in samples if block.label == label) for label in labels}
     for label in labels:
         if not of[label]:
