@@ -124,7 +124,9 @@ def opened(name: str, options: argparse.Namespace) -> Case:
     path = options.out.parent / f"{name}.pt"
     if not path.exists():
         nets.save_pt(name, path, "module")
-    dense = load(path, ModelConfig(trust=("nets",), input_shape=source.shape, bounds=source.bounds))
+    known = json.loads((options.shared / "models" / f"{name}.json").read_text())
+    scale = {key: tuple(known[key]) for key in ("mean", "std") if known.get(key)}
+    dense = load(path, ModelConfig(trust=("nets",), input_shape=source.shape, bounds=source.bounds, **scale))
     files = [str(options.shared / "data" / file) for file in (source.train, source.test)]
     if name.startswith("kws"):
         files = [str(options.out.parent / "kws.npz")] * 2
