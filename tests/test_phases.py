@@ -82,6 +82,10 @@ def test_others_stay_transposed_convolutions(name: str, tmp_path: Path) -> None:
     assert operators(twin_of_conv(tmp_path, **OTHERWISE[name])).count("ConvTranspose") == 2
 
 
+# (kernel, stride, padding before) that leave a phase without taps, or would have to be cropped.
+REFUSED = {(2, 2, 1), (2, 2, 2), (2, 3, 0), (2, 3, 1), (2, 3, 2), (3, 2, 2), (3, 3, 1), (3, 3, 2), (4, 3, 2)}
+
+
 @pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("stride", [2, 3])
 @pytest.mark.parametrize("kernel", [2, 3, 4, 5])
@@ -89,8 +93,8 @@ def test_every_tap_is_in_one_phase(kernel: int, stride: int, before: int) -> Non
     size = 12
     results = (size + 2 * before - kernel) // stride + 1
     phases = phases_of(size, results, kernel, stride, before)
+    assert (phases is None) == ((kernel, stride, before) in REFUSED)
     if phases is None:
-        assert kernel < stride or before >= kernel or (results - 1) * stride + kernel - before != size
         return
     assert sorted(tap for phase in phases for tap in phase.taps) == list(range(kernel))
     assert all(results + each.before + each.after - len(each.taps) + 1 == size // stride for each in phases)

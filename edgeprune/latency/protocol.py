@@ -118,18 +118,17 @@ def compare(
 
 
 def steer(samples: Sequence[BlockSamples], request: LatencyRequest) -> QuickRatio:
-    """Dense over compressed and both p50s, from a request with or without a control: to steer by, with no verdict.
+    """Dense over compressed and the compressed p50, from a request with or without a control: to steer by, no verdict.
 
     Errors: as of `compare`.
     """
     run = _sorted(samples, request, ERROR)
     ratio = _ratio(run, "dense", "compressed")
     assert request.compressed is not None
-    dense, compressed = _stats(run, "dense", request.dense), _stats(run, "compressed", request.compressed)
+    compressed = _stats(run, "compressed", request.compressed)
     return QuickRatio(
         value=ratio.value,
         interval=ratio.interval,
-        dense_p50_ms=dense.p50_ms,
         compressed_p50_ms=compressed.p50_ms,
         compressed_interval=compressed.p50_interval,
         processes=len({block.process for block in samples}),

@@ -204,19 +204,14 @@ class Run:
 
     def _within(self, rows: Ints, points: Floats, mask: Bools) -> Bools:
         """Those of `mask`, bool (M,), whose points lie in the ball. Exactly where float32 leaves it open."""
-        found = mask.copy()
-        if mask.any():  # most are far outside, which a few of their pixels show
-            few = [array.reshape(len(array), -1)[:, ::_FEW] for array in (points, self.pixels)]
-            change = torch.from_numpy(few[0][mask] - few[1][rows[mask]])
-            found[mask] = (row_sizes(change, self.budget.norm) <= _NEARLY * self.budget.epsilon).numpy()
-            mask = found.copy()
-        if mask.any():
-            origins, epsilon = self.pixels[rows[mask]], self.budget.epsilon
-            change = torch.from_numpy(points[mask] - origins)
-            near = (row_sizes(change, self.budget.norm) <= _NEARLY * epsilon).numpy()
-            found[mask] = near
-            if near.any():
-                found[found] = distances(points[found], origins[near], self.budget.norm) <= epsilon
+        found, norm, epsilon = mask.copy(), self.budget.norm, self.budget.epsilon
+        for step in (_FEW, 1):  # most are far outside, which a few of their pixels show
+            if found.any():
+                some, origins = (array.reshape(len(array), -1)[:, ::step] for array in (points, self.pixels))
+                change = torch.from_numpy(some[found] - origins[rows[found]])
+                found[found] = (row_sizes(change, norm) <= _NEARLY * epsilon).numpy()
+        if found.any():
+            found[found] = distances(points[found], self.pixels[rows[found]], norm) <= epsilon
         return found
 
     def climb(self, points: Tensor, seen: Seen, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
