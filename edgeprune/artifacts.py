@@ -11,6 +11,7 @@ from edgeprune.files import sha256_of
 from edgeprune.records import Artifact, LatencyFile, Parity, Side
 
 if TYPE_CHECKING:
+    from edgeprune.export.stamping import Stamp
     from edgeprune.types import Floats, ModelBundle
 
 
@@ -42,17 +43,18 @@ def export_network(
     runtimes: tuple[str, ...],
     images: Floats,
     inputs: Literal["real", "random"],
+    stamp: Stamp | None = None,
 ) -> Made:
     """Write the ONNX file, every runtime's own file from it, and check each against the torch module on `images`.
 
-    The ONNX file is always written, whether ONNX Runtime is among the runtimes or not.
-    Errors: ExportError, ParityError.
+    The ONNX file is always written, whether ONNX Runtime is among the runtimes or not; where a `stamp` is given, with
+    it in place of torch's exporter. Errors: ExportError, ParityError.
     """
     from edgeprune.export.onnx import export_onnx
     from edgeprune.export.parity import check_parity
 
     onnx = destination.root / f"{destination.stem}.onnx"
-    opset = export_onnx(bundle, onnx, plan_digest=destination.plan_digest)
+    opset = stamp.write(bundle, onnx) if stamp else export_onnx(bundle, onnx, plan_digest=destination.plan_digest)
     made: dict[str, tuple[Artifact, tuple[Path, ...]]] = {}
     made["onnx"] = _artifact(bundle, destination, (onnx,), "onnx", opset), (onnx,)
     parity = []

@@ -18,7 +18,7 @@ from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import Config, PruneConfig
 from edgeprune.console import Console
-from edgeprune.errors import MeasurementError
+from edgeprune.errors import ExportError, MeasurementError, ParityError
 from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
@@ -27,6 +27,7 @@ from edgeprune.trying import Target, best_tried, opened_trial
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
+    from edgeprune.export.stamping import Stamp
     from edgeprune.latency.costs import Table, Wanted
     from edgeprune.pruning.aim import Timing
     from edgeprune.pruning.allocation import Rules
@@ -182,13 +183,16 @@ class Range:
     @contextmanager
     def opened(self) -> Iterator[Timer]:
         """A function that times a network; its files are gone after the block."""
+        from edgeprune.export.stamping import Stamp
         from edgeprune.latency.measure import quick_ratio
 
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
-            dense = self._file(self.dense, "dense", Path(name))
+            root = Path(name)
+            dense = self._file(self.dense, "dense", root)
+            stamp = Stamp.of(self.dense, root / "dense.onnx")
 
             def time(bundle: ModelBundle, settled: Settled = at_once) -> Timing:
-                other = dense if bundle is self.dense else self._file(bundle, "compressed", Path(name))
+                other = dense if bundle is self.dense else self._candidate(bundle, root, stamp)
                 runtime, images = self.settings.runtimes[0], self.images
                 return _timing(
                     quick_ratio(
@@ -219,11 +223,19 @@ class Range:
             Bench(settings.runtimes[0], settings.threads, settings.batch_size, self.device), wanted, progress
         )
 
-    def _file(self, bundle: ModelBundle, side: Side, root: Path) -> LatencyFile:
+    def _candidate(self, bundle: ModelBundle, root: Path, stamp: Stamp) -> LatencyFile:
+        """A file with the dense network's graph where that is the candidate's, too, else torch's own."""
+        try:
+            return self._file(bundle, "compressed", root, stamp)
+        except (ExportError, ParityError):
+            return self._file(bundle, "compressed", root)
+
+    def _file(self, bundle: ModelBundle, side: Side, root: Path, stamp: Stamp | None = None) -> LatencyFile:
         runtime: protocols.Runtime = protocols.find("runtime", self.settings.runtimes[0])
 
         def export() -> tuple[Candidate, list[Path]]:
-            made = export_network(bundle, Destination(root, side, side), (runtime.name,), self.images, self.inputs)
+            where = Destination(root, side, side)
+            made = export_network(bundle, where, (runtime.name,), self.images, self.inputs, stamp)
             return Candidate(artifact=next(a for a in made.artifacts if a.format == runtime.format)), list(made.files)
 
         if bundle is not self.dense:

@@ -40,24 +40,41 @@ def never() -> bool:
 def test_teacher_looks_once_at_each_draw_however_many_epochs_there_are() -> None:
     teacher = Counted()
     draws = Draws(lesson_of(teacher, draws=2), seed=1)
-    views = [draws.at(epoch, never).view for epoch in range(6)]
+    shown = [draws.at(epoch, never).images.held for epoch in range(6)]
     assert teacher.shown == 2 * 150
-    assert views[0] is views[2] is views[4]
-    assert views[1] is views[3] is views[5]
-    moves = [view.moves[0] for view in views if view is not None and view.moves is not None]
-    assert not torch.equal(moves[0], moves[1])
+    assert shown[0] is not None
+    assert shown[1] is not None
+    assert shown[0] is shown[2] is shown[4]
+    assert shown[1] is shown[3] is shown[5]
+    assert not torch.equal(shown[0], shown[1])
 
 
 @pytest.mark.parametrize("augment", ["shift", "vary"])
 def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees(augment: str) -> None:
     teacher = Counted().eval()
-    lesson, positions = Draws(lesson_of(teacher, augment=augment), 0).at(0, never), np.array([3, 149, 70])
+    first, positions = lesson_of(teacher, augment=augment), np.array([3, 149, 70])
+    lesson = Draws(first, 0).at(0, never)
     assert lesson.teacher is not None
     assert lesson.view is not None
     seen = lesson.view.of(lesson.images.batch(positions), positions)
     with torch.no_grad():
         torch.testing.assert_close(lesson.teacher(seen, positions), teacher(seen))
-    assert not torch.equal(seen, lesson.images.batch(positions))
+    assert not torch.equal(seen, first.images.batch(positions))
+
+
+@pytest.mark.parametrize("draws_that_fit", [0, 1, 2])
+def test_images_are_changed_once_where_those_of_all_draws_fit_into_memory(
+    draws_that_fit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lesson_of(Counted().eval(), draws=2)
+    assert first.images.held is not None
+    monkeypatch.setattr("edgeprune.recovery.draws.MOST_BYTES", draws_that_fit * first.images.held.nbytes + 10_000)
+    lesson, every = Draws(first, 0).at(0, never), np.arange(150)
+    assert lesson.view is not None
+    assert (lesson.images is first.images) == (draws_that_fit < 2)
+    monkeypatch.setattr("edgeprune.recovery.draws.MOST_BYTES", 2**30)
+    held = Draws(first, 0).at(0, never).images.batch(every)
+    assert torch.equal(lesson.view.of(lesson.images.batch(every), every), held)
 
 
 @pytest.mark.parametrize("augment", ["shift", "vary"])

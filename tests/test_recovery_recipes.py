@@ -85,6 +85,24 @@ def test_adversary_stays_between_the_bounds_of_the_pixels() -> None:
     assert (found - images).abs().max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adversary_starts_anywhere_in_its_reach_and_each_pixel_by_itself(layout: torch.memory_format) -> None:
+    images = torch.full((7, 3, 31, 33), 0.5).contiguous(memory_format=layout)
+    still = Adversary(0.25, 0, (0.0, 1.0))
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    starts = [perturb(Line(), images, lambda out: out.sum(), still, seed) - images for seed in seeds]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+    assert starts[0].is_contiguous(memory_format=layout)
+    assert starts[0].min() == pytest.approx(-0.25)
+    assert starts[0].max() == pytest.approx(0.25)
+    assert len(starts[0].unique()) == pytest.approx(256, abs=3)
+    assert float(starts[0].mean()) == pytest.approx(0, abs=0.005)
+    assert float(starts[0].std()) == pytest.approx(0.25 / 3**0.5, rel=0.02)
+    beside = torch.corrcoef(torch.stack([starts[0][..., 1:].flatten(), starts[0][..., :-1].flatten()]))
+    assert abs(float(beside[0, 1])) < 0.03
+
+
 def test_network_keeps_its_mode_and_statistics_under_the_adversary() -> None:
     module = pruned().module.train()
     before = module.conv1[1].running_mean.clone()

@@ -43,8 +43,7 @@ def perturb(
     was_training, reach = network.training, adversary.reach
     network.eval()
     try:
-        noise = torch.rand(images.shape, generator=generator).mul_(2).sub_(1).mul_(reach)
-        perturbed = (images + noise.to(images.device)).clamp_(*adversary.bounds)
+        perturbed = (images + _start(images, reach, generator)).clamp_(*adversary.bounds)
         for _ in range(adversary.steps):
             perturbed.requires_grad_(True)
             with torch.enable_grad():
@@ -55,6 +54,17 @@ def perturb(
         return perturbed.detach()
     finally:
         network.train(was_training)
+
+
+def _start(images: torch.Tensor, reach: float, generator: torch.Generator) -> torch.Tensor:
+    """Where the adversary starts, for every pixel: one of 256 steps between `-reach` and `reach`, each as likely.
+
+    Eight are drawn at once: floats, one by one, took an eighth of the adversary's time.
+    """
+    drawn = torch.empty(-(-images.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    strides = torch.empty_like(images, device="meta").stride()  # as the images lie in memory
+    levels = drawn.view(torch.uint8).as_strided(images.shape, strides).to(images.device)
+    return levels.to(images.dtype).mul_(reach / 127.5).sub_(reach)
 
 
 def collapsed(single_step: float, pgd: float, best_pgd: float) -> bool:

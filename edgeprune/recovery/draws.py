@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from edgeprune.recovery.images import MOST_BYTES, mixed
+from edgeprune.recovery.images import MOST_BYTES, Images, mixed
 from edgeprune.recovery.recipes import Lesson
+from edgeprune.recovery.views import View
 
 _CHUNK = 64  # images a look of the teacher: what it computes of them stays in the processor's cache
 
@@ -51,12 +52,26 @@ class Draws:
         settings, images = lesson.settings, lesson.images
         generator = torch.Generator().manual_seed(mixed(self.seed, number, _CHUNK))
         view = lesson.drawn(len(images), images.batch(np.arange(1)), generator)
+        shown = self._memory(images)
         outputs = []
         for start in range(0, len(images), _CHUNK):
             if over():  # nobody will look at the rest
                 return None
             part = np.arange(start, min(start + _CHUNK, len(images)))
-            outputs.append(lesson.teacher(view.of(images.batch(part), part), part, lesson.precision))
+            seen = view.of(images.batch(part), part)
+            if shown is not None:
+                shown[start : start + len(part)] = seen
+            outputs.append(lesson.teacher(seen, part, lesson.precision))
             if outputs[0].nbytes * len(images) * settings.draw_count > MOST_BYTES * len(outputs[0]):
                 return None
-        return replace(lesson, view=view, teacher=replace(lesson.teacher, kept=torch.cat(outputs)))
+        teacher = replace(lesson.teacher, kept=torch.cat(outputs))
+        if shown is None:
+            return replace(lesson, view=view, teacher=teacher)
+        return replace(lesson, view=View(), images=replace(images, held=shown), teacher=teacher)
+
+    def _memory(self, images: Images) -> torch.Tensor | None:
+        """Room for one draw's images, so that each is changed once; None where those of all draws would take too
+        much."""
+        if images.held is None or images.held.nbytes * self.lesson.settings.draw_count > MOST_BYTES:
+            return None
+        return torch.empty_like(images.held)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from edgeprune.models.folding import NOTHING, Folding
 from edgeprune.recovery.adversary import Adversary, Loss, perturb
 from edgeprune.recovery.images import Images
 from edgeprune.recovery.settings import RecoverConfig
@@ -35,7 +36,8 @@ _LOOKED_AT, _CHUNK = 256, 64
 class Lesson:
     """What every batch of a training has in common. `labels`: int64 (N,), on the device.
 
-    `view`: how images are augmented; without one, each batch is augmented anew.
+    `view`: how images are augmented; without one, each batch is augmented anew. `folding`: what the adversary need not
+    compute of the network.
     """
 
     settings: RecoverConfig
@@ -45,6 +47,7 @@ class Lesson:
     bounds: tuple[float, float]
     precision: str = "float32"
     view: View | None = None
+    folding: Folding = NOTHING
 
     def loss(self, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:
         """The loss of the images at these positions, network in training mode.
@@ -60,7 +63,9 @@ class Lesson:
             assert settings.reach is not None  # the pipeline fills it in, and `recover` refuses without
             adversary = Adversary(settings.reach, steps, self.bounds)
             driven = self._driven(labels, taught)
-            hard, weight = perturb(network, images, driven, adversary, generator), settings.robust_weight
+            with self.folding.done():
+                hard = perturb(network, images, driven, adversary, generator)
+            weight = settings.robust_weight
             if taught is None or weight == 1:
                 return taught_loss(network(hard).float(), labels, taught, settings)
             clean, moved = network(torch.cat([images, hard])).float().chunk(2)

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import RecoveryError
+from edgeprune.models.folding import Folding
 from edgeprune.recovery.adversary import CHECK_STEPS, collapsed
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -79,6 +80,9 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
     Errors: RecoveryError when training diverges twice.
     """
     settings = workshop.lesson.settings
+    if settings.robust:
+        folding = Folding.of(network, workshop.lesson.images.batch(np.arange(1)))
+        workshop = replace(workshop, lesson=replace(workshop.lesson, folding=folding))
     learner = _opened(network, start, workshop)
     course = learner.course
     lesson = replace(workshop.lesson, precision=course.precision)
