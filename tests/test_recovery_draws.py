@@ -40,7 +40,7 @@ def never() -> bool:
 def test_teacher_looks_once_at_each_draw_however_many_epochs_there_are() -> None:
     teacher = Counted()
     draws = Draws(lesson_of(teacher, draws=2), seed=1)
-    shown = [draws.at(epoch, never).images.held for epoch in range(6)]
+    shown = [draws.at(epoch, 6, never).images.held for epoch in range(6)]
     assert teacher.shown == 2 * 150
     assert shown[0] is not None
     assert shown[1] is not None
@@ -53,7 +53,7 @@ def test_teacher_looks_once_at_each_draw_however_many_epochs_there_are() -> None
 def test_kept_outputs_are_the_teachers_for_the_images_that_the_student_sees(augment: str) -> None:
     teacher = Counted().eval()
     first, positions = lesson_of(teacher, augment=augment), np.array([3, 149, 70])
-    lesson = Draws(first, 0).at(0, never)
+    lesson = Draws(first, 0).at(0, 6, never)
     assert lesson.teacher is not None
     assert lesson.view is not None
     seen = lesson.view.of(lesson.images.batch(positions), positions)
@@ -69,11 +69,11 @@ def test_images_are_changed_once_where_those_of_all_draws_fit_into_memory(
     first = lesson_of(Counted().eval(), draws=2)
     assert first.images.held is not None
     monkeypatch.setattr("edgeprune.recovery.draws.MOST_BYTES", draws_that_fit * first.images.held.nbytes + 10_000)
-    lesson, every = Draws(first, 0).at(0, never), np.arange(150)
+    lesson, every = Draws(first, 0).at(0, 6, never), np.arange(150)
     assert lesson.view is not None
     assert (lesson.images is first.images) == (draws_that_fit < 2)
     monkeypatch.setattr("edgeprune.recovery.draws.MOST_BYTES", 2**30)
-    held = Draws(first, 0).at(0, never).images.batch(every)
+    held = Draws(first, 0).at(0, 6, never).images.batch(every)
     assert torch.equal(lesson.view.of(lesson.images.batch(every), every), held)
 
 
@@ -81,8 +81,8 @@ def test_images_are_changed_once_where_those_of_all_draws_fit_into_memory(
 def test_an_epoch_depends_on_its_number_alone(augment: str) -> None:
     lesson = lesson_of(Counted().eval(), draws=2, augment=augment)
     whole, resumed = Draws(lesson, 5), Draws(lesson, 5)
-    walked = [whole.at(epoch, never) for epoch in range(6)][5]
-    jumped = resumed.at(5, never)
+    walked = [whole.at(epoch, 6, never) for epoch in range(6)][5]
+    jumped = resumed.at(5, 6, never)
     assert walked.teacher is not None
     assert jumped.teacher is not None
     assert torch.equal(walked.teacher(lesson.images.batch(np.arange(150)), np.arange(150)), jumped.teacher.kept)
@@ -98,7 +98,7 @@ def test_an_epoch_depends_on_its_number_alone(augment: str) -> None:
 )
 def test_without_a_teacher_of_changing_images_there_are_no_draws(more: dict[str, object]) -> None:
     lesson = lesson_of(Counted(), **more)
-    assert Draws(lesson, 0).at(0, never) is lesson
+    assert Draws(lesson, 0).at(0, 6, never) is lesson
 
 
 def test_outputs_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +106,22 @@ def test_outputs_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.Monk
     lesson = lesson_of(teacher, draws=4)
     classes = teacher.network(lesson.images.batch(np.arange(1))).shape[1]
     monkeypatch.setattr("edgeprune.recovery.draws.MOST_BYTES", 4 * 4 * 150 * classes - 1)
-    assert Draws(lesson, 0).at(0, never) is lesson
+    assert Draws(lesson, 0).at(0, 6, never) is lesson
     assert teacher.shown == 64
+
+
+def test_draws_become_more_when_the_epochs_turn_out_to_be_many() -> None:
+    lesson = lesson_of(Counted().eval(), recipe="robust-distill", eps="8/255")
+    draws = Draws(lesson, 0)
+    held = [draws.at(epoch, epochs, never).images.held for epoch, epochs in enumerate((0, 45, 41, 40, 43, 44))]
+    assert len(draws.known) == 5
+    assert held[5] is held[0]
+    assert len({id(each) for each in held}) == 5
 
 
 def test_when_the_time_is_up_the_teacher_stops_looking() -> None:
     teacher = Counted()
     lesson = lesson_of(teacher)
     asked = iter([False, True])
-    assert Draws(lesson, 0).at(0, lambda: next(asked)) is lesson
+    assert Draws(lesson, 0).at(0, 6, lambda: next(asked)) is lesson
     assert teacher.shown == 64

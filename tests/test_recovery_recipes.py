@@ -283,16 +283,15 @@ def test_images_change_as_suits_the_recipe_unless_told() -> None:
 
 
 def test_a_long_robust_distillation_has_more_draws_and_is_natural_for_less_of_it() -> None:
-    def lengths(recipe: str, **more: object) -> tuple[int, float]:
+    def lengths(recipe: str, epochs: float, **more: object) -> tuple[int, float]:
         found = settings(recipe, eps="8/255", **more)
-        return found.draw_count, found.natural_part
+        return found.draw_count(epochs), found.natural_part(epochs)
 
-    assert lengths("robust-distill", epochs=39) == (4, 0.4)
-    assert lengths("robust-distill", epochs=40) == (5, 0.15)
-    assert lengths("robust-distill", epochs=100) == (12, 0.15)
-    assert lengths("robust-distill", epochs=100, draws=0, natural_share=0.3) == (0, 0.3)
-    assert lengths("robust-distill", epochs=100, minutes=5) == (4, 0.4)
-    assert lengths("distill", epochs=100) == lengths("adversarial", epochs=100) == (4, 0.4)
+    assert lengths("robust-distill", 0) == lengths("robust-distill", 39.9) == (4, 0.4)
+    assert lengths("robust-distill", 40) == (5, 0.15)
+    assert lengths("robust-distill", 100) == (12, 0.15)
+    assert lengths("robust-distill", 100, draws=0, natural_share=0.3) == (0, 0.3)
+    assert lengths("distill", 100) == lengths("adversarial", 100) == (4, 0.4)
 
 
 def test_labels_are_a_share_of_robust_distillation_where_they_may_be_looked_at() -> None:

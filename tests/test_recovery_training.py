@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 from toy_networks import Chain, bundle_of, split_of, stripes
 
 from edgeprune.errors import RecoveryError
@@ -17,10 +19,14 @@ from edgeprune.recovery.checkpoint import read_checkpoint
 from edgeprune.recovery.held_out import Judged, Jury
 from edgeprune.recovery.learner import Learner
 from edgeprune.recovery.precision import choose
+from edgeprune.recovery.recipes import Lesson
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.schedules import Pace, rate_share, to_go
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.types import ModelBundle, Split
+
+if TYPE_CHECKING:
+    from edgeprune.types import Ints
 
 
 def settings(recipe: str = "finetune", **more: object) -> RecoverConfig:
@@ -70,6 +76,32 @@ def test_pace_by_the_clock_counts_what_went_by_before_and_keeps_a_reserve() -> N
     assert not pace.over(9, 49.0)
     assert pace.label(2) == "epoch 3"
     assert dataclasses.replace(pace, seconds=None).done(3, 5, 10) == pytest.approx(3.5 / 6)
+
+
+def test_epochs_are_expected_by_the_pace_so_far() -> None:
+    now = [100.0]
+    pace = Pace(6, 60.0, spent=0.0, started=100.0, reserve=10.0, clock=lambda: now[0])
+    assert pace.expected(0) == 0.0
+    now[0] = 105.0
+    assert pace.expected(4) == pytest.approx(40)
+    assert dataclasses.replace(pace, seconds=None).expected(4) == 6
+
+
+def test_long_training_by_the_clock_turns_to_perturbed_images_as_one_by_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, own = list[int](), Lesson.loss
+
+    def loss(self: Lesson, network: nn.Module, positions: Ints, taken: int, generator: torch.Generator) -> torch.Tensor:
+        steps.append(taken)
+        return own(self, network, positions, taken, generator)
+
+    def of(settings: RecoverConfig, spent: float, reserve: float) -> Pace:
+        return Pace(settings.epochs, 60.0, 0.0, 0.0, clock=lambda: float(len(steps)))  # a step takes a second
+
+    monkeypatch.setattr(Lesson, "loss", loss)
+    monkeypatch.setattr(Pace, "of", staticmethod(of))
+    config = settings("robust-distill", eps="2/255", minutes=1, batch_size=32, augment="shift", precision="float32")
+    recover(fresh(), fresh(0), Task(config, data(64), 0))
+    assert steps == [0] * 9 + [1] * 51  # an epoch is one step
 
 
 def test_time_to_go_follows_from_the_pace() -> None:

@@ -5,8 +5,9 @@ image that the student sees (Beyer et al. 2022). So what it saw is shown again, 
 taught less (data echoing, Choi et al. 2019; `docs/decisions/recovery.md` has the figures). Images that do not change
 need no draws: the teacher's outputs are kept for good.
 
-Promise: an epoch depends on the seed and its number alone, so a training that is resumed sees what an uninterrupted one
-sees, bit for bit, the teacher's outputs included: they are computed in fixed chunks.
+Promise: an epoch depends on the seed, its number and how many there are, so a training that is resumed sees what an
+uninterrupted one sees, bit for bit, the teacher's outputs included: they are computed in fixed chunks. By the clock,
+their number is a guess by the pace so far.
 """
 
 from __future__ import annotations
@@ -32,27 +33,35 @@ class Draws:
     seed: int
     known: dict[int, Lesson] = field(default_factory=dict)
 
-    def due(self, epoch: int) -> bool:
-        """Whether the teacher has to look at a new draw before this epoch."""
-        count, images, teacher = self.lesson.settings.draw_count, self.lesson.images, self.lesson.teacher
+    def due(self, epoch: int, epochs: float) -> bool:
+        """Whether the teacher has to look at a new draw before this epoch, of so many."""
+        images, teacher = self.lesson.images, self.lesson.teacher
         changing = teacher is not None and teacher.kept is None and images.held is not None
-        return changing and count > 0 and epoch % count not in self.known
+        return changing and self._count(epochs) > 0 and self._number(epoch, epochs) not in self.known
 
-    def at(self, epoch: int, over: Callable[[], bool]) -> Lesson:
-        """The lesson of an epoch; `over` says whether the time is up, and ends the teacher's look at the images."""
-        number = epoch % max(1, self.lesson.settings.draw_count)
-        if self.due(epoch) and (made := self._drawn(number, over)) is not None:
+    def at(self, epoch: int, epochs: float, over: Callable[[], bool]) -> Lesson:
+        """The lesson of an epoch, of so many; `over` says whether the time is up, and ends the teacher's look at the
+        images."""
+        number = self._number(epoch, epochs)
+        if self.due(epoch, epochs) and (made := self._drawn(number, self._count(epochs), over)) is not None:
             self.known[number] = made
         return self.known.get(number, self.lesson)
 
-    def _drawn(self, number: int, over: Callable[[], bool]) -> Lesson | None:
-        """The lesson of one draw; None when the time is up, or all draws' outputs would take too much memory."""
+    def _count(self, epochs: float) -> int:
+        return self.lesson.settings.draw_count(epochs)
+
+    def _number(self, epoch: int, epochs: float) -> int:
+        return epoch % max(1, self._count(epochs))
+
+    def _drawn(self, number: int, count: int, over: Callable[[], bool]) -> Lesson | None:
+        """The lesson of one draw of `count`; None when the time is up, or all draws' outputs would take too much
+        memory."""
         lesson = self.lesson
         assert lesson.teacher
-        settings, images = lesson.settings, lesson.images
+        images = lesson.images
         generator = torch.Generator().manual_seed(mixed(self.seed, number, _CHUNK))
         view = lesson.drawn(len(images), images.batch(np.arange(1)), generator)
-        shown = self._memory(images)
+        shown = _memory(images, count)
         outputs = []
         for start in range(0, len(images), _CHUNK):
             if over():  # nobody will look at the rest
@@ -62,16 +71,16 @@ class Draws:
             if shown is not None:
                 shown[start : start + len(part)] = seen
             outputs.append(lesson.teacher(seen, part, lesson.precision))
-            if outputs[0].nbytes * len(images) * settings.draw_count > MOST_BYTES * len(outputs[0]):
+            if outputs[0].nbytes * len(images) * count > MOST_BYTES * len(outputs[0]):
                 return None
         teacher = replace(lesson.teacher, kept=torch.cat(outputs))
         if shown is None:
             return replace(lesson, view=view, teacher=teacher)
         return replace(lesson, view=View(), images=replace(images, held=shown), teacher=teacher)
 
-    def _memory(self, images: Images) -> torch.Tensor | None:
-        """Room for one draw's images, so that each is changed once; None where those of all draws would take too
-        much."""
-        if images.held is None or images.held.nbytes * self.lesson.settings.draw_count > MOST_BYTES:
-            return None
-        return torch.empty_like(images.held)
+
+def _memory(images: Images, count: int) -> torch.Tensor | None:
+    """Room for one draw's images, so that each is changed once; None where those of `count` would take too much."""
+    if images.held is None or images.held.nbytes * count > MOST_BYTES:
+        return None
+    return torch.empty_like(images.held)

@@ -55,6 +55,14 @@ class Pace:
             return min(1.0, (epoch + step / steps) / self.epochs)
         return min(1.0, self.elapsed() / max(self.seconds - self.reserve, 1e-9))
 
+    def expected(self, epoch: int) -> float:
+        """Epochs that the training will have, before epoch `epoch` (from 0): by the clock, at the pace so far; 0 where
+        that is not known yet."""
+        if self.seconds is None:
+            return self.epochs
+        done = self.done(epoch, 0, 1)
+        return epoch / done if done > 0 else 0.0
+
     def over(self, epoch: int, spent: float) -> bool:
         """Whether a training with these epochs, or seconds, behind it is at its end."""
         if self.seconds is None:

@@ -144,24 +144,18 @@ class RecoverConfig(Section):
         """Whether images are changed."""
         return self.augmentation != "none" or self.flip
 
-    @property
-    def draw_count(self) -> int:
-        """How many draws take turns: what was asked for, or what suits the recipe and its length; 0: always new."""
+    def draw_count(self, epochs: float) -> int:
+        """How many draws take turns in so many epochs: what was asked for, or what suits the recipe; 0: always new."""
         if self.draws is None:
-            return max(_DRAWS, self.epochs // _EPOCHS_A_DRAW) if self._counted else _DRAWS
+            return max(_DRAWS, int(epochs / _EPOCHS_A_DRAW)) if self.recipe == "robust-distill" else _DRAWS
         return self.draws
 
-    @property
-    def natural_part(self) -> float:
-        """Share of a robust training before images are perturbed: what was asked for, or what suits its length."""
+    def natural_part(self, epochs: float) -> float:
+        """Share of a robust training of so many epochs before images are perturbed: what was asked for, or what suits
+        the recipe."""
         if self.natural_share is None:
-            return _NATURAL_OF_MANY if self._counted and self.epochs >= _MANY_EPOCHS else _NATURAL
+            return _NATURAL_OF_MANY if self.recipe == "robust-distill" and epochs >= _MANY_EPOCHS else _NATURAL
         return self.natural_share
-
-    @property
-    def _counted(self) -> bool:
-        """Whether a robust distillation knows how many epochs it has."""
-        return self.recipe == "robust-distill" and self.minutes is None
 
     @property
     def label_share(self) -> float:

@@ -101,7 +101,8 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
                 _lower_rate(course, str(error), peak_rate(network, settings))
                 continue
             done = pace.done(learner.epoch + 1, 0, 1)
-            if _overfitted(learner, workshop, done):
+            perturbed = done > settings.natural_part(pace.expected(learner.epoch + 1))
+            if perturbed and _overfitted(learner, workshop):
                 learner.restore(saved)
                 course.spent = pace.elapsed()
                 course.first, course.steps = None, _SAFER_STEPS
@@ -181,9 +182,11 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
     """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
     course, epoch, network, settings = learner.course, learner.epoch, learner.network, draws.lesson.settings
     began, count = time.perf_counter(), len(draws.lesson.images)
-    if progress and draws.due(epoch):
+    epochs = pace.expected(epoch)
+    natural = settings.natural_part(epochs)
+    if progress and draws.due(epoch, epochs):
         progress(f"{settings.recipe}: {pace.label(epoch)}, the teacher looks at it", pace.done(epoch, 0, 1))
-    lesson = draws.at(epoch, lambda: pace.done(epoch, 0, 1) >= 1)
+    lesson = draws.at(epoch, epochs, lambda: pace.done(epoch, 0, 1) >= 1)
     course.training += time.perf_counter() - began
     peak = peak_rate(network, settings) * course.rate
     batches = shuffled(count, draws.seed + epoch, settings.batch_of(count))
@@ -198,7 +201,7 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
         for group in learner.optimizer.param_groups:
             group["lr"] = peak * rate_share(done, settings.schedule, settings.warmup)
         generator = torch.Generator().manual_seed(mixed(draws.seed, epoch, int(lesson.images.split.ids[positions[0]])))
-        losses.append(_step(learner, lesson, positions, course.steps * (done >= settings.natural_part), generator))
+        losses.append(_step(learner, lesson, positions, course.steps * (done >= natural), generator))
         _watch(losses, course)
         course.seen += len(positions)
         course.training += time.perf_counter() - started
@@ -259,10 +262,10 @@ def _lower_rate(course: Course, what: str, peak: float) -> None:
     course.notes.append(f"training diverged ({what}): taken back, then a learning rate of {peak * course.rate:g}")
 
 
-def _overfitted(learner: Learner, workshop: Workshop, done: float) -> bool:
-    """Whether single-step training, `done` by now, has lost its robustness, by PGD on held-out images."""
+def _overfitted(learner: Learner, workshop: Workshop) -> bool:
+    """Whether single-step training has lost its robustness, by PGD on held-out images."""
     settings, course = workshop.lesson.settings, learner.course
-    if not settings.robust or course.steps > 1 or done <= settings.natural_part:
+    if not settings.robust or course.steps > 1:
         return False
     learner.network.eval()
     single, pgd = (workshop.jury.under_attack(learner.network, steps, _GLANCE) for steps in (1, CHECK_STEPS))
