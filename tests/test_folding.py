@@ -97,6 +97,13 @@ def test_convolution_whose_output_is_not_the_norms_alone_is_left_as_it_is(
     assert Folding.of(network, IMAGES) == NOTHING
 
 
+def test_activation_in_place_between_both_is_seen_even_where_it_changes_nothing() -> None:
+    convolution = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(convolution.bias, 100.0)  # type: ignore[arg-type]
+    network = nn.Sequential(convolution, nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    assert Folding.of(network, IMAGES) == NOTHING
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 def test_bias_and_a_norm_without_weights_are_folded_too(bias: bool, affine: bool) -> None:

@@ -67,16 +67,20 @@ NOTHING = Folding()
 
 def _pairs(network: nn.Module, images: torch.Tensor) -> tuple[Pair, ...]:
     """Plain convolutions that run once, each with the plain norm that takes its output."""
-    given: dict[int, tuple[nn.Conv2d, torch.Tensor]] = {}  # the tensors, too: an address is used again once they go
+    given: dict[
+        int, tuple[nn.Conv2d, torch.Tensor, int]
+    ] = {}  # the tensors, too: an address is used again once they go
     taken: list[Pair] = []
     runs: dict[nn.Module, int] = {}
 
     def ran(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         runs[module] = runs.get(module, 0) + 1
         if isinstance(module, nn.Conv2d):
-            given[id(output)] = module, output
+            given[id(output)] = module, output, output._version
         elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in given:
-            taken.append((given[id(inputs[0])][0], module))
+            convolution, _, version = given[id(inputs[0])]
+            if inputs[0]._version == version:  # nothing has changed it in place
+                taken.append((convolution, module))
 
     plain = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)]
     hooks = [module.register_forward_hook(ran) for module in plain]
