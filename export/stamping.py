@@ -1,6 +1,6 @@
 """One exported graph for many networks: the same operators with other weights, without torch's exporter.
 
-Candidates of one goal differ in their widths alone, and torch takes 2 to 8 seconds to trace each. So the dense
+Candidates of one goal differ in their widths alone, and torch takes 2 to 9 seconds to trace each. So the dense
 network's file is the mould: its values are replaced by the candidate's own, batch norm folded into convolutions as the
 exporter folds it. Promise: which value comes from where is proved on the dense network, whose file must come out as it
 is; and whoever takes a stamped file compares its answers with the network's, as with any exported file (a constant

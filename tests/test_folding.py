@@ -89,9 +89,7 @@ def _again(net: Lambda, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [_twice, _again])
-def test_convolution_whose_output_is_not_the_norms_alone_is_left_as_it_is(
-    function: object,
-) -> None:
+def test_convolution_whose_output_is_not_the_norms_alone_is_left_as_it_is(function: object) -> None:
     layers = {"conv": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4), "other": nn.BatchNorm2d(4)}
     network = randomized(Lambda(function, **layers)).eval()  # type: ignore[arg-type]
     assert Folding.of(network, IMAGES) == NOTHING
@@ -114,6 +112,14 @@ def test_bias_and_a_norm_without_weights_are_folded_too(bias: bool, affine: bool
     with folding.done():
         folded = network(IMAGES)
     torch.testing.assert_close(folded, network(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_module_with_a_forward_of_its_own_keeps_it() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    own = network[1].__dict__["forward"] = network[1].forward
+    folding = Folding.of(network, IMAGES)
+    assert folding == NOTHING
+    assert network[1].__dict__["forward"] is own
 
 
 def test_norm_that_keeps_no_statistics_is_not_folded() -> None:

@@ -104,6 +104,30 @@ def test_long_training_by_the_clock_turns_to_perturbed_images_as_one_by_epochs(m
     assert steps == [0] * 9 + [1] * 51  # an epoch is one step
 
 
+def test_a_collapse_is_looked_for_only_after_images_were_perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow first epoch: only after ten, all natural, does the pace tell that there will be forty."""
+    steps, looked, own = list[int](), list[int](), Lesson.loss
+
+    def loss(self: Lesson, network: nn.Module, positions: Ints, taken: int, generator: torch.Generator) -> torch.Tensor:
+        steps.append(taken)
+        return own(self, network, positions, taken, generator)
+
+    def overfitted(learner: Learner, workshop: object) -> bool:
+        looked.append(steps[-1])
+        return False
+
+    def of(settings: RecoverConfig, spent: float, reserve: float) -> Pace:
+        return Pace(settings.epochs, 60.0, 0.0, 0.0, clock=lambda: 10 + len(steps) / 2 if steps else 0.0)
+
+    monkeypatch.setattr(Lesson, "loss", loss)
+    monkeypatch.setattr(Pace, "of", staticmethod(of))
+    monkeypatch.setattr(training, "_overfitted", overfitted)
+    config = settings("robust-distill", eps="2/255", minutes=1, batch_size=32, augment="shift", precision="float32")
+    recover(fresh(), fresh(0), Task(config, data(64), 0))
+    assert steps.index(1) == 10
+    assert looked == [1] * (len(steps) - 10)
+
+
 def test_time_to_go_follows_from_the_pace() -> None:
     assert to_go(30.0, 0.25) == "1:30 to go"
     assert to_go(30.0, 0.0) == ""
@@ -212,9 +236,9 @@ def test_collapse_is_taken_back_and_goes_on_with_two_steps(monkeypatch: pytest.M
         calls.append(steps)
         return 0.9 if steps == 1 or len(calls) < 4 else 0.1  # the second look at PGD finds nothing standing
 
-    def epoch(learner: Learner, *rest: object) -> None:
+    def epoch(learner: Learner, *rest: object) -> bool:
         steps.append(learner.course.steps)
-        plain(learner, *rest)  # type: ignore[arg-type]
+        return plain(learner, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Jury, "under_attack", stood)
     monkeypatch.setattr(training, "_epoch", epoch)

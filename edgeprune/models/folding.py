@@ -67,9 +67,7 @@ NOTHING = Folding()
 
 def _pairs(network: nn.Module, images: torch.Tensor) -> tuple[Pair, ...]:
     """Plain convolutions that run once, each with the plain norm that takes its output."""
-    given: dict[
-        int, tuple[nn.Conv2d, torch.Tensor, int]
-    ] = {}  # the tensors, too: an address is used again once they go
+    given: dict[int, tuple[nn.Conv2d, torch.Tensor, int]] = {}  # tensors, too: an address is used again once they go
     taken: list[Pair] = []
     runs: dict[nn.Module, int] = {}
 
@@ -82,7 +80,8 @@ def _pairs(network: nn.Module, images: torch.Tensor) -> tuple[Pair, ...]:
             if inputs[0]._version == version:  # nothing has changed it in place
                 taken.append((convolution, module))
 
-    plain = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)]
+    kinds = nn.Conv2d, nn.BatchNorm2d
+    plain = [each for each in network.modules() if type(each) in kinds and "forward" not in each.__dict__]
     hooks = [module.register_forward_hook(ran) for module in plain]
     try:
         network(images)

@@ -94,14 +94,13 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
         while not pace.over(learner.epoch, course.spent) and not _tired(course, settings.patience):
             saved = learner.snapshot()
             try:
-                _epoch(learner, draws, pace, progress)
+                perturbed = _epoch(learner, draws, pace, progress)
             except _DivergedError as error:
                 learner.restore(saved)
                 course.spent = pace.elapsed()
                 _lower_rate(course, str(error), peak_rate(network, settings))
                 continue
             done = pace.done(learner.epoch + 1, 0, 1)
-            perturbed = done > settings.natural_part(pace.expected(learner.epoch + 1))
             if perturbed and _overfitted(learner, workshop):
                 learner.restore(saved)
                 course.spent = pace.elapsed()
@@ -178,8 +177,11 @@ def _precision(network: nn.Module, workshop: Workshop) -> Precision:
         return choose(lesson.settings.precision, lesson.images.device, step)
 
 
-def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None) -> None:
-    """One pass over the images, or what the time allows of it. In place. Errors: _DivergedError."""
+def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None) -> bool:
+    """One pass over the images, or what the time allows of it, in place; whether some were perturbed.
+
+    Errors: _DivergedError.
+    """
     course, epoch, network, settings = learner.course, learner.epoch, learner.network, draws.lesson.settings
     began, count = time.perf_counter(), len(draws.lesson.images)
     epochs = pace.expected(epoch)
@@ -193,6 +195,7 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
     torch.manual_seed(mixed(draws.seed, epoch))  # for dropout: an epoch is the same wherever training was resumed
     network.train()
     losses: list[float] = []
+    perturbed = False
     for step, positions in enumerate(batches):
         done = pace.done(epoch, step, len(batches))
         if done >= 1:
@@ -201,12 +204,15 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
         for group in learner.optimizer.param_groups:
             group["lr"] = peak * rate_share(done, settings.schedule, settings.warmup)
         generator = torch.Generator().manual_seed(mixed(draws.seed, epoch, int(lesson.images.split.ids[positions[0]])))
-        losses.append(_step(learner, lesson, positions, course.steps * (done >= natural), generator))
+        hard = settings.robust and done >= natural
+        losses.append(_step(learner, lesson, positions, course.steps * hard, generator))
+        perturbed |= hard
         _watch(losses, course)
         course.seen += len(positions)
         course.training += time.perf_counter() - started
         if progress and step % 8 == 0:
             progress(_said(settings.recipe, pace, epoch, (losses[-1], course.seen / course.training), done), done)
+    return perturbed
 
 
 def _said(recipe: str, pace: Pace, epoch: int, figures: tuple[float, float], done: float) -> str:
@@ -264,8 +270,8 @@ def _lower_rate(course: Course, what: str, peak: float) -> None:
 
 def _overfitted(learner: Learner, workshop: Workshop) -> bool:
     """Whether single-step training has lost its robustness, by PGD on held-out images."""
-    settings, course = workshop.lesson.settings, learner.course
-    if not settings.robust or course.steps > 1:
+    course = learner.course
+    if course.steps > 1:
         return False
     learner.network.eval()
     single, pgd = (workshop.jury.under_attack(learner.network, steps, _GLANCE) for steps in (1, CHECK_STEPS))
