@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -153,6 +154,25 @@ def test_recovery_measures_corrections_and_keeps_what_helps() -> None:
     assert isinstance(before, RecoveryInfo)
     assert before.corrections == ()
     assert error(found, dense) != error(plain, dense)
+
+
+@pytest.mark.parametrize(
+    ("more", "fitted"),
+    [
+        ({"epochs": 8}, True),  # 230 images, in batches of 16: 15 steps an epoch
+        ({"epochs": 9}, False),
+        ({"epochs": 1, "reconstruct": False}, False),
+        ({"epochs": 9, "reconstruct": True}, True),
+        ({"minutes": "0.002m"}, True),
+        ({"minutes": "1h", "patience": 1}, False),
+    ],
+)
+def test_layers_are_fitted_before_a_training_of_few_steps(more: dict[str, Any], fitted: bool) -> None:
+    dense, pruned, kept, _ = cut(randomized(Chain()))
+    settings = RecoverConfig(recipe="distill", batch_size=16, **more)
+    _, info = recover(pruned, dense, Task(settings, split_of(*stripes(256)), 0, kept=kept))
+    assert isinstance(info, RecoveryInfo)
+    assert bool(info.corrections) == fitted
 
 
 def test_norm_that_follows_absorbs_the_mean() -> None:

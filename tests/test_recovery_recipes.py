@@ -252,21 +252,34 @@ def test_varied_images_are_recognised_by_what_the_network_answers(line: float, s
     assert found == share or (share is None and 0.3 < found < 0.7)  # half of all lights are darker
 
 
-def test_images_that_the_dense_network_does_not_know_again_are_only_shifted(
+def test_images_change_only_as_far_as_the_dense_network_knows_them_again(
     teacher: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def recovered(share: float, **more: object) -> tuple[str, tuple[str, ...]]:
-        monkeypatch.setattr("edgeprune.recovery.recover.recognised", lambda *_: share)
-        task = Task(settings("robust-distill", eps="8/255", epochs=1, precision="float32", **more), data(64), 0)
+    def recovered(recipe: str, vary: float, shift: float = 0.8, **more: object) -> tuple[str, tuple[str, ...]]:
+        def known(_: nn.Module, lesson: Lesson, __: int) -> float:
+            assert not lesson.settings.flip  # asked for, whatever the network makes of it
+            return {"vary": vary, "shift": shift}[lesson.settings.augmentation]
+
+        monkeypatch.setattr("edgeprune.recovery.recover.recognised", known)
+        task = Task(settings(recipe, eps="8/255", epochs=1, precision="float32", **more), data(64), 0)
         found, info = recover(pruned(), teacher, task)
         assert isinstance(info, RecoveryInfo)
         return found.digest, info.notes
 
-    varied, fallen, shifted = recovered(0.8), recovered(0.79), recovered(0.0, augment="shift")
-    assert fallen[0] == shifted[0] != varied[0]
+    varied, fallen, shifted = (recovered("robust-distill", *share) for share in ((0.8,), (0.79,), (0.0,)))
+    assert fallen[0] == shifted[0] == recovered("robust-distill", 0.0, 0.0, augment="shift")[0] != varied[0]
+    assert varied[1] == ()
     assert fallen[1] == ("images were shifted, not varied: the dense network knows 79% of the varied ones again",)
-    assert shifted[1] == varied[1] == ()
-    assert recovered(0.0, augment="vary")[0] == varied[0]
+    left, told = recovered("robust-distill", 0.25, 0.5)
+    assert left == recovered("robust-distill", 1.0, 1.0, augment="none")[0] != shifted[0]
+    assert told == (
+        "images were neither varied nor shifted: the dense network knows 25% of the varied ones and 50% of the "
+        "shifted ones again",
+    )
+    assert recovered("robust-distill", 0.0, 0.0, augment="vary") == varied
+    natural, told = recovered("finetune", 1.0, 0.5, flip=True)
+    assert natural == recovered("finetune", 1.0, augment="none", flip=True)[0] != recovered("finetune", 1.0)[0]
+    assert told == ("images were neither varied nor shifted: the dense network knows 50% of the shifted ones again",)
 
 
 def test_few_images_make_smaller_batches() -> None:
@@ -282,16 +295,15 @@ def test_images_change_as_suits_the_recipe_unless_told() -> None:
     assert settings("distill", augment="none", flip=True).changes
 
 
-def test_a_long_robust_distillation_has_more_draws_and_is_natural_for_less_of_it() -> None:
-    def lengths(recipe: str, epochs: float, **more: object) -> tuple[int, float]:
-        found = settings(recipe, eps="8/255", **more)
-        return found.draw_count(epochs), found.natural_part(epochs)
+def test_a_long_robust_distillation_has_more_draws() -> None:
+    def draws(recipe: str, epochs: float, **more: object) -> int:
+        return settings(recipe, eps="8/255", **more).draw_count(epochs)
 
-    assert lengths("robust-distill", 0) == lengths("robust-distill", 39.9) == (4, 0.4)
-    assert lengths("robust-distill", 40) == (5, 0.15)
-    assert lengths("robust-distill", 100) == (12, 0.15)
-    assert lengths("robust-distill", 100, draws=0, natural_share=0.3) == (0, 0.3)
-    assert lengths("distill", 100) == lengths("adversarial", 100) == (4, 0.4)
+    assert draws("robust-distill", 0) == draws("robust-distill", 39.9) == 4
+    assert draws("robust-distill", 40) == 5
+    assert draws("robust-distill", 100) == 12
+    assert draws("robust-distill", 100, draws=0) == 0
+    assert draws("distill", 100) == draws("adversarial", 100) == 4
 
 
 def test_labels_are_a_share_of_robust_distillation_where_they_may_be_looked_at() -> None:

@@ -87,7 +87,9 @@ def test_epochs_are_expected_by_the_pace_so_far() -> None:
     assert dataclasses.replace(pace, seconds=None).expected(4) == 6
 
 
-def test_long_training_by_the_clock_turns_to_perturbed_images_as_one_by_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_by_the_clock_turns_to_perturbed_images_after_its_natural_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     steps, own = list[int](), Lesson.loss
 
     def loss(self: Lesson, network: nn.Module, positions: Ints, taken: int, generator: torch.Generator) -> torch.Tensor:
@@ -105,7 +107,7 @@ def test_long_training_by_the_clock_turns_to_perturbed_images_as_one_by_epochs(m
 
 
 def test_a_collapse_is_looked_for_only_after_images_were_perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow first epoch: only after ten, all natural, does the pace tell that there will be forty."""
+    """An epoch is one step; half a second each after the first, which takes ten."""
     steps, looked, own = list[int](), list[int](), Lesson.loss
 
     def loss(self: Lesson, network: nn.Module, positions: Ints, taken: int, generator: torch.Generator) -> torch.Tensor:
@@ -122,7 +124,8 @@ def test_a_collapse_is_looked_for_only_after_images_were_perturbed(monkeypatch: 
     monkeypatch.setattr(Lesson, "loss", loss)
     monkeypatch.setattr(Pace, "of", staticmethod(of))
     monkeypatch.setattr(training, "_overfitted", overfitted)
-    config = settings("robust-distill", eps="2/255", minutes=1, batch_size=32, augment="shift", precision="float32")
+    more = {"batch_size": 32, "augment": "shift", "precision": "float32", "natural_share": 0.25}
+    config = settings("robust-distill", eps="2/255", minutes=1, **more)
     recover(fresh(), fresh(0), Task(config, data(64), 0))
     assert steps.index(1) == 10
     assert looked == [1] * (len(steps) - 10)

@@ -8,9 +8,11 @@ free, what was free is what is kept.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,14 +27,16 @@ from edgeprune.recovery.adversary import Adversary
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.corrections import correct
 from edgeprune.recovery.held_out import Judged, Jury, hold_out, hold_out_unlabelled
-from edgeprune.recovery.images import images_of, placed
+from edgeprune.recovery.images import images_of, on_device, placed
+from edgeprune.recovery.learner import optimizer_of
 from edgeprune.recovery.recipes import Lesson, recognised, teacher_of
-from edgeprune.recovery.settings import RecoverConfig
+from edgeprune.recovery.settings import Augmentation, RecoverConfig
 from edgeprune.recovery.training import Trained, Workshop, train
 from edgeprune.types import ModelBundle, Progress, Split
 
 _REACH = 2 / 255  # of the pixels' range: how natural recipes are looked at under attack
-_RECOGNISED = 0.8  # of varied images, by the dense network: fewer are no variations of the same things
+_RECOGNISED = 0.8  # of changed images, by the dense network: fewer are no images of the same things
+_MILDER: dict[Augmentation, Augmentation] = {"vary": "shift", "shift": "none"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +93,9 @@ def recover(
     jury = _jury(parts[1], guide, teacher, task)
     before, look = _timed_look(jury, network, robust=settings.trains)
     recalibrate(network, parts[0], task.device, seed=task.seed)
-    corrections = correct(student, dense, jury, parts[0], task) if settings.fits and task.kept is not None else ()
+    left = None if settings.minutes is None else 60 * settings.minutes - look - (time.perf_counter() - started)
+    fits = task.kept is not None and settings.fits(_steps(network, parts[0], task, left))
+    corrections = correct(student, dense, jury, parts[0], task) if fits else ()
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
     if settings.trains:
@@ -123,25 +129,59 @@ def _jury(held_out: Split, guide: nn.Module, teacher: ModelBundle, task: Task) -
 def _workshop(guide: nn.Module, part: Split, jury: Jury, task: Task, key: str) -> tuple[Workshop, tuple[str, ...]]:
     """What training works with, and what is to be said about it."""
     settings, images = task.settings, images_of(part, task.device)
-    notes: tuple[str, ...] = ()
     labels = torch.from_numpy(part.labels()).to(task.device)
     assert jury.adversary is not None
     lesson = Lesson(settings, images, labels, None, jury.adversary.bounds)
-    if settings.augment is None and settings.augmentation == "vary":
-        settings, notes = _recognisable(settings, recognised(guide, lesson, task.seed))
+    settings, notes = _recognisable(lesson, guide, task.seed)
     lesson = dataclasses.replace(lesson, settings=settings, teacher=teacher_of(guide, settings, images))
     return Workshop(lesson, jury, task.seed, task.checkpoints, key), notes
 
 
-def _recognisable(settings: RecoverConfig, share: float) -> tuple[RecoverConfig, tuple[str, ...]]:
-    """The settings, without variations when the dense network gives its answer for too small a share of them.
+def _recognisable(lesson: Lesson, guide: nn.Module, seed: int) -> tuple[RecoverConfig, tuple[str, ...]]:
+    """The lesson's settings, with milder changes where the dense network answers too few changed images as before.
 
-    A spectrum that is turned, or in another light, is no spectrum of the same word; no setting knows what a pixel is.
+    A spectrum that is turned, or moved, is no spectrum of the same word; no setting knows what a pixel is. What was
+    asked for stands.
     """
-    if share >= _RECOGNISED:
+    settings, kinds = lesson.settings, {"vary": "varied", "shift": "shifted"}
+    if settings.augment is not None:
         return settings, ()
-    said = f"images were shifted, not varied: the dense network knows {share:.0%} of the varied ones again"
-    return settings.model_copy(update={"augment": "shift"}), (said,)
+    known: list[str] = []
+    while (kind := settings.augmentation) in _MILDER:
+        unmirrored = settings.model_copy(update={"flip": False})  # which was asked for
+        share = recognised(guide, dataclasses.replace(lesson, settings=unmirrored), seed)
+        if share >= _RECOGNISED:
+            break
+        known.append(f"{share:.0%} of the {kinds[kind]} ones")
+        settings = settings.model_copy(update={"augment": _MILDER[kind]})
+    if not known:
+        return settings, ()
+    instead = "shifted, not varied" if settings.augmentation == "shift" else "neither varied nor shifted"
+    return settings, (f"images were {instead}: the dense network knows {' and '.join(known)} again",)
+
+
+def _steps(network: nn.Module, part: Split, task: Task, left: float | None) -> float:
+    """Training steps that there will be: in `left` seconds, about as many as one that is timed on a copy."""
+    settings = task.settings
+    if not settings.trains:
+        return 0
+    batch = settings.batch_of(len(part))
+    if left is None:
+        return settings.epochs * math.ceil(len(part) / batch)
+    trial = copy.deepcopy(network)
+    optimizer = optimizer_of(trial, settings.optimizer)  # at a rate of zero
+    images = on_device(part.source.read(part.ids[:batch]), task.device)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        for _ in range(1 + (settings.adversary_steps if settings.robust else 0)):
+            loss = trial(images).logsumexp(1).sum()
+            loss.backward()
+        optimizer.step()
+        loss.item()  # an accelerator has come to its end, too
+        return time.perf_counter() - started
+
+    return max(0.0, left) / min(seconds() for _ in range(2))
 
 
 def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:

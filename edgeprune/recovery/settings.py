@@ -10,11 +10,12 @@ from pydantic import model_validator
 from edgeprune.quantities import Epsilon, Minutes
 from edgeprune.sections import Section, setting
 
+Augmentation = Literal["shift", "vary", "none"]
 ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
 _ROBUST_LABELS = 0.3
 _DRAWS, _EPOCHS_A_DRAW = 4, 8
-_NATURAL, _NATURAL_OF_MANY, _MANY_EPOCHS = 0.4, 0.15, 40
+_FEW_STEPS = 128
 
 
 class RecoverConfig(Section):
@@ -70,11 +71,11 @@ class RecoverConfig(Section):
         0.0, "Decay of the weights' running mean, which is what is kept (0: none).", flag="recover-average", ge=0, lt=1
     )
     clip: float = setting(5.0, "Longest gradient; longer ones are shortened.", flag="recover-clip", gt=0)
-    augment: Literal["shift", "vary", "none"] | None = setting(
+    augment: Augmentation | None = setting(
         None,
         "shift: images move by up to a sixteenth of their size, edges repeated; vary: they are zoomed and turned a "
-        "little, too, and in another light (default: shift; in robust-distill vary, where the dense network still "
-        "knows most of the varied images).",
+        "little, too, and in another light (default: shift, in robust-distill vary; less where the dense network does "
+        "not know most of the changed images again).",
         flag="recover-augment",
     )
     draws: int | None = setting(
@@ -94,10 +95,9 @@ class RecoverConfig(Section):
     adversary_steps: int = setting(
         1, "Its gradient steps; 1 is watched for catastrophic overfitting.", flag="recover-adversary-steps", gt=0
     )
-    natural_share: float | None = setting(
-        None,
-        "Share of a robust training that goes by before images are perturbed (default: 0.4; 0.15 in robust-distill of "
-        "40 epochs and more).",
+    natural_share: float = setting(
+        0.15,
+        "Share of a robust training that goes by before images are perturbed.",
         flag="recover-natural",
         ge=0,
         lt=1,
@@ -107,7 +107,8 @@ class RecoverConfig(Section):
     )
     reconstruct: bool | None = setting(
         None,
-        "Fit layers to the dense network's outputs, in closed form, where that helps (default: if nothing is trained).",
+        "Fit layers to the dense network's outputs, in closed form, where that helps (default: if nothing is trained, "
+        "or in no more than 128 steps).",
         flag="recover-reconstruct",
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
@@ -135,7 +136,7 @@ class RecoverConfig(Section):
         return self.recipe not in ("none", "calibrate")
 
     @property
-    def augmentation(self) -> Literal["shift", "vary", "none"]:
+    def augmentation(self) -> Augmentation:
         """How images are changed, mirroring aside: what was asked for, or what suits the recipe."""
         return self.augment or ("vary" if self.recipe == "robust-distill" else "shift")
 
@@ -150,13 +151,6 @@ class RecoverConfig(Section):
             return max(_DRAWS, int(epochs / _EPOCHS_A_DRAW)) if self.recipe == "robust-distill" else _DRAWS
         return self.draws
 
-    def natural_part(self, epochs: float) -> float:
-        """Share of a robust training of so many epochs before images are perturbed: what was asked for, or what suits
-        the recipe."""
-        if self.natural_share is None:
-            return _NATURAL_OF_MANY if self.recipe == "robust-distill" and epochs >= _MANY_EPOCHS else _NATURAL
-        return self.natural_share
-
     @property
     def label_share(self) -> float:
         """Share of the labels' loss beside a teacher's: nothing where labels are not looked at."""
@@ -168,10 +162,10 @@ class RecoverConfig(Section):
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
         return self.batch_size or max(16, min(128, images // 16))
 
-    @property
-    def fits(self) -> bool:
-        """Whether layers are fitted in closed form."""
-        return not self.trains if self.reconstruct is None else self.reconstruct
+    def fits(self, steps: float) -> bool:
+        """Whether layers are fitted in closed form before a training of so many steps: what was asked for, or what
+        ends better."""
+        return steps <= _FEW_STEPS if self.reconstruct is None else self.reconstruct
 
     @property
     def robust(self) -> bool:

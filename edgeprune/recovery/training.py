@@ -185,7 +185,6 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
     course, epoch, network, settings = learner.course, learner.epoch, learner.network, draws.lesson.settings
     began, count = time.perf_counter(), len(draws.lesson.images)
     epochs = pace.expected(epoch)
-    natural = settings.natural_part(epochs)
     if progress and draws.due(epoch, epochs):
         progress(f"{settings.recipe}: {pace.label(epoch)}, the teacher looks at it", pace.done(epoch, 0, 1))
     lesson = draws.at(epoch, epochs, lambda: pace.done(epoch, 0, 1) >= 1)
@@ -204,7 +203,7 @@ def _epoch(learner: Learner, draws: Draws, pace: Pace, progress: Progress | None
         for group in learner.optimizer.param_groups:
             group["lr"] = peak * rate_share(done, settings.schedule, settings.warmup)
         generator = torch.Generator().manual_seed(mixed(draws.seed, epoch, int(lesson.images.split.ids[positions[0]])))
-        hard = settings.robust and done >= natural
+        hard = settings.robust and done >= settings.natural_share
         losses.append(_step(learner, lesson, positions, course.steps * hard, generator))
         perturbed |= hard
         _watch(losses, course)
