@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
         [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500] [--estimate]
-        [--ratio 0.5] [--epochs 30] [--settings '{"natural_share": 0.15}'] [--phases plan,train]
+        [--ratio 0.5] [--epochs 30] [--settings '{"natural_share": 0.4}'] [--phases plan,train]
 
 The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
 a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float32), and a plain loop on images that one

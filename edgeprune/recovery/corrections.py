@@ -1,11 +1,15 @@
-"""Which closed-form corrections are kept: those that bring held-out answers nearer to the dense network's.
+"""When layers are fitted in closed form, and which corrections are kept.
 
-Reconstruction of every layer, and where that did not help, bias correction; batch norm is measured again after either.
-Nearer is a smaller mean KL divergence, and no fewer held-out images right.
+Those are kept that bring held-out answers nearer to the dense network's. Reconstruction of every layer, and where that
+did not help, bias correction; batch norm is measured again after either. Nearer is a smaller mean KL divergence, and no
+fewer held-out images right.
 """
 
 from __future__ import annotations
 
+import copy
+import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +19,7 @@ from edgeprune.records import Correction
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.held_out import Jury
 from edgeprune.recovery.images import on_device
-from edgeprune.recovery.learner import state_of
+from edgeprune.recovery.learner import optimizer_of, state_of
 from edgeprune.recovery.reconstruction import reconstruct
 from edgeprune.types import ModelBundle, Split
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 _IMAGES, _LEAST = 512, 64
 _SHARE = 0.5  # of what one pass of training costs: a fit may take no more
+_FEW_STEPS = 128  # of training: after more, a network that was fitted first ends no better
 _STEP_COST = 3  # forward passes that a training image costs
 
 
@@ -34,6 +39,40 @@ def affordable(module: nn.Module, train: int) -> int:
     """
     layers = sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in module.modules())
     return min(_IMAGES, max(_LEAST, int(_SHARE * _STEP_COST * train / max(1, layers))))
+
+
+def worth_fitting(network: nn.Module, train: Split, task: Task, left: float | None) -> bool:
+    """Whether layers are to be fitted before training: as asked, or where there is little training to come.
+
+    `left`: seconds for it, where the clock decides.
+    """
+    settings = task.settings
+    if task.kept is None:
+        return False
+    if settings.reconstruct is not None:
+        return settings.reconstruct
+    return not settings.trains or _steps(network, train, task, left) <= _FEW_STEPS
+
+
+def _steps(network: nn.Module, train: Split, task: Task, left: float | None) -> float:
+    """Training steps that there will be: in `left` seconds, about as many as one that is timed on a copy."""
+    settings, batch = task.settings, task.settings.batch_of(len(train))
+    if left is None:
+        return settings.epochs * math.ceil(len(train) / batch)
+    trial = copy.deepcopy(network)
+    optimizer = optimizer_of(trial, settings.optimizer)  # at a rate of zero
+    images = on_device(train.source.read(train.ids[:batch]), task.device)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        for _ in range(1 + (settings.adversary_steps if settings.robust else 0)):
+            loss = trial(images).logsumexp(1).sum()
+            loss.backward()
+        optimizer.step()
+        loss.item()  # an accelerator has come to its end, too
+        return time.perf_counter() - started
+
+    return max(0.0, left) / min(seconds() for _ in range(2))
 
 
 def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split, task: Task) -> tuple[Correction, ...]:

@@ -8,11 +8,9 @@ free, what was free is what is kept.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +23,9 @@ from edgeprune.models import digest
 from edgeprune.records import Correction, RecoveryInfo, Unmeasured
 from edgeprune.recovery.adversary import Adversary
 from edgeprune.recovery.calibration import recalibrate
-from edgeprune.recovery.corrections import correct
+from edgeprune.recovery.corrections import correct, worth_fitting
 from edgeprune.recovery.held_out import Judged, Jury, hold_out, hold_out_unlabelled
-from edgeprune.recovery.images import images_of, on_device, placed
-from edgeprune.recovery.learner import optimizer_of
+from edgeprune.recovery.images import images_of, placed
 from edgeprune.recovery.recipes import Lesson, recognised, teacher_of
 from edgeprune.recovery.settings import Augmentation, RecoverConfig
 from edgeprune.recovery.training import Trained, Workshop, train
@@ -94,7 +91,7 @@ def recover(
     before, look = _timed_look(jury, network, robust=settings.trains)
     recalibrate(network, parts[0], task.device, seed=task.seed)
     left = None if settings.minutes is None else 60 * settings.minutes - look - (time.perf_counter() - started)
-    fits = task.kept is not None and settings.fits(_steps(network, parts[0], task, left))
+    fits = worth_fitting(network, parts[0], task, left)
     corrections = correct(student, dense, jury, parts[0], task) if fits else ()
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
@@ -158,30 +155,6 @@ def _recognisable(lesson: Lesson, guide: nn.Module, seed: int) -> tuple[RecoverC
         return settings, ()
     instead = "shifted, not varied" if settings.augmentation == "shift" else "neither varied nor shifted"
     return settings, (f"images were {instead}: the dense network knows {' and '.join(known)} again",)
-
-
-def _steps(network: nn.Module, part: Split, task: Task, left: float | None) -> float:
-    """Training steps that there will be: in `left` seconds, about as many as one that is timed on a copy."""
-    settings = task.settings
-    if not settings.trains:
-        return 0
-    batch = settings.batch_of(len(part))
-    if left is None:
-        return settings.epochs * math.ceil(len(part) / batch)
-    trial = copy.deepcopy(network)
-    optimizer = optimizer_of(trial, settings.optimizer)  # at a rate of zero
-    images = on_device(part.source.read(part.ids[:batch]), task.device)
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        for _ in range(1 + (settings.adversary_steps if settings.robust else 0)):
-            loss = trial(images).logsumexp(1).sum()
-            loss.backward()
-        optimizer.step()
-        loss.item()  # an accelerator has come to its end, too
-        return time.perf_counter() - started
-
-    return max(0.0, left) / min(seconds() for _ in range(2))
 
 
 def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:

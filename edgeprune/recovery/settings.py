@@ -15,7 +15,6 @@ ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
 _ROBUST_LABELS = 0.3
 _DRAWS, _EPOCHS_A_DRAW = 4, 8
-_FEW_STEPS = 128
 
 
 class RecoverConfig(Section):
@@ -161,11 +160,6 @@ class RecoverConfig(Section):
     def batch_of(self, images: int) -> int:
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
         return self.batch_size or max(16, min(128, images // 16))
-
-    def fits(self, steps: float) -> bool:
-        """Whether layers are fitted in closed form before a training of so many steps: what was asked for, or what
-        ends better."""
-        return steps <= _FEW_STEPS if self.reconstruct is None else self.reconstruct
 
     @property
     def robust(self) -> bool:
