@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_progress_names_the_share_of_macs(graph: ChannelGraph, scores: Scores) -
     said: list[tuple[str, float]] = []
     clock = Clock(graph)
     aim(graph, scores, Goal("speedup", 2.0), 1, clock, progress=lambda text, share: said.append((text, share)))
-    assert said[0] == ("candidate 1: 49% of the MACs", 0.0)
+    assert said[0] == ("candidate 1: 50% of the MACs", 0.0)
     assert all(0 <= share < 1 for _, share in said)
 
 
@@ -162,6 +163,14 @@ class Processes:
         return timing
 
 
+class Stepped(Processes):
+    """As `Processes`, of a runtime whose kernels like some widths better than others."""
+
+    def speedup(self, widths: dict[str, int]) -> float:
+        drawn = np.random.default_rng(zlib.crc32(repr(sorted(widths.items())).encode())).standard_normal()
+        return super().speedup(widths) * math.exp(0.015 * float(drawn))
+
+
 def missed(graph: ChannelGraph, scores: Scores, noise: float, known: Known | None) -> int:
     """Of 20 seeds, how many plans are truly off the goal by more than the tolerance."""
     off = []
@@ -171,12 +180,27 @@ def missed(graph: ChannelGraph, scores: Scores, noise: float, known: Known | Non
     return sum(each > TOLERANCE for each in off)
 
 
-@pytest.mark.parametrize("noise", [0.03, 0.05])
-def test_goal_is_truly_met_in_noise_that_single_quick_figures_fail_in(
-    graph: ChannelGraph, scores: Scores, noise: float
-) -> None:
+@pytest.mark.parametrize("noise", [0.03, 0.05, 0.08])
+def test_goal_is_truly_met_in_noise(graph: ChannelGraph, scores: Scores, noise: float) -> None:
     assert missed(graph, scores, noise, lambda timing: settled(GOAL, timing)) <= 1
-    assert missed(graph, scores, noise, None) >= 3
+
+
+def test_noise_is_such_that_single_quick_figures_fail_in_it(graph: ChannelGraph, scores: Scores) -> None:
+    assert missed(graph, scores, 0.08, None) >= 3
+
+
+def test_plan_is_truly_near_the_goal_where_widths_have_kernels_of_their_own(
+    graph: ChannelGraph, scores: Scores
+) -> None:
+    """Every candidate is off the line by a percent and a half: a bracket would shut the goal out."""
+    off, candidates = [], 0
+    for seed in range(20):
+        clock = Stepped(graph, 0.02, seed, lambda timing: settled(GOAL, timing))
+        off.append(clock.speedup(aim(graph, scores, GOAL, 1, clock).widths) / GOAL.value - 1)
+        candidates += clock.candidates
+    assert sum(abs(each) > TOLERANCE for each in off) <= 1
+    assert abs(np.mean(off)) < TOLERANCE / 2
+    assert candidates <= 5 * 20
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,8 +1,9 @@
 """Aims at milliseconds: MACs are moved until the measured figure meets the goal.
 
-Pure but for the `measure` that it is given: propose widths, have them measured, correct the MACs budget by what was
-seen (a secant in logarithms, kept inside what is already bracketed), stop within 3 %. A figure whose interval allows no
-conclusion (`settled`) is measured longer by whoever measures; if it stays so, it brackets nothing.
+Pure but for the `measure` that it is given: propose widths, have them measured, correct the MACs budget by what all of
+them say (a line in logarithms, which kernels' steps are scattered about), stop within 2 %, so that a second measurement
+lies within 3 %. A candidate that is neither known nor likely not the one (`settled`) is measured longer by whoever
+measures; a figure that stays inconclusive weighs little, and brackets nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from edgeprune.types import ChannelGraph, Goal, Progress, Scores
 
 TOLERANCE = 0.03
 MEASURED = "aimed on candidates before recovery"
-_MIDDLE = 1 + TOLERANCE / 2  # what is aimed at: a hair faster than the goal
+_MIDDLE = 1 + TOLERANCE / 4  # what is aimed at: a hair faster than the goal
+_MOST_MET = 1 + 2 * TOLERANCE / 3  # up to here nothing nearer is looked for: a second measurement has room left
 _TRIES = 7
-_SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what a noisy pair is held to
-_CLOSE = 0.2  # of the logarithm: from here, the next guess is a short step
+_SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what tries are held to
+_SLOPE = 0.9, 0.3  # what it is before anything was seen, and how far it may be off
+_STEP, _STEPS = 0.015, 0.05  # how far widths are off the line, as a rule and at most, in logarithms: kernels have steps
+_CLOSE = 0.2  # of the logarithm: from here, there is a trail to follow, though the other side was not seen
+_LIKELY = 0.5  # of a 95 % interval's arms: two thirds; a candidate that is likely not the one is left for the next
+_CURVED = 0.25  # of its distance from the goal, a try may be off the line
 _LEAST, _MOST = 0.01, 0.999  # MACs ratios that make sense
 
 C = TypeVar("C")
@@ -53,7 +59,7 @@ class Aimed(Generic[C]):
 class _Try(Generic[C]):
     """`met` is the share of the goal that was reached (1 and more: it is met), `macs` the share of MACs left.
 
-    `sure`: the timing says on which side of the goal it is.
+    `sure`: the timing says on which side of the goal it is. `error`: standard error of the logarithm of `met`.
     """
 
     met: float
@@ -61,11 +67,17 @@ class _Try(Generic[C]):
     widths: C
     timing: Timing
     sure: bool
+    error: float
 
     @property
     def meets(self) -> bool:
-        """Within the tolerance, as seen."""
-        return 1 <= self.met <= 1 + TOLERANCE
+        """Nothing nearer is looked for, as seen."""
+        return 1 <= self.met <= _MOST_MET
+
+    @property
+    def off(self) -> float:
+        """How far from what is aimed at, in logarithms: above 0 is faster."""
+        return math.log(self.met / _MIDDLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +142,9 @@ def aim_among(
             said = f"candidate {len(tries) + 1}: {share:.0%} of the {proposals.share_is_of}"
             progress(said, len(tries) / proposals.most)
         timing = measure(widths)
-        tries.append(_Try(reached(goal, timing), share, widths, timing, settled(goal, timing)))
+        low, high = bounds(goal, timing)
+        error = math.log(high / low) / 4
+        tries.append(_Try(reached(goal, timing), share, widths, timing, sure(goal, timing), error))
     return _choose(goal, tries, how)
 
 
@@ -140,15 +154,21 @@ def reached(goal: Goal, timing: Timing) -> float:
 
 
 def settled(goal: Goal, timing: Timing) -> bool:
-    """Whether a timing allows a conclusion: the goal is missed, or exceeded, or the figure is known well enough.
+    """Whether a candidate was timed for long enough: it is known (`sure`), or likely not the one.
 
-    Where it does not, the same candidate is to be timed longer: another one would be compared with a rumour.
+    Where it was not, the same candidate is to be timed longer: another one would be compared with a rumour.
     """
+    (low, high), share = bounds(goal, timing), reached(goal, timing)
+    return share + _LIKELY * (high - share) < 1 or share - _LIKELY * (share - low) > _MOST_MET or sure(goal, timing)
+
+
+def sure(goal: Goal, timing: Timing) -> bool:
+    """Whether a timing allows a conclusion: the goal is missed, or exceeded, or the figure is known well enough."""
     low, high = bounds(goal, timing)
     width, share = high / low - 1, reached(goal, timing)
-    if high < 1 or low > 1 + TOLERANCE or width <= TOLERANCE / 2:
+    if high < 1 or low > _MOST_MET or width <= TOLERANCE / 2:
         return True
-    if 1 <= share <= 1 + TOLERANCE:  # the last word: it must hold for what is true, not for what was seen
+    if 1 <= share <= _MOST_MET:  # the last word: it must hold for what is true, not for what was seen
         return low >= 1 - TOLERANCE and high <= 1 + TOLERANCE
     return width <= TOLERANCE
 
@@ -181,28 +201,33 @@ def _proposals(goal: Goal, tries: Sequence[_Try[C]]) -> list[float]:
     """MACs ratios to try, the best guess first."""
     if not tries:
         return [1 / (goal.value * _MIDDLE) if goal.kind == "speedup" else 0.5, 0.5, _LEAST]
-    sure = [each for each in tries if each.sure]
-    fast = max((each for each in sure if each.met > 1), key=lambda each: each.macs, default=None)
-    slow = min((each for each in sure if each.met < 1), key=lambda each: each.macs, default=None)
-    low, high = fast.macs if fast else _LEAST, slow.macs if slow else _MOST
-    guess = _guess(tries, fast, slow)
-    near = [guess * factor for factor in (1, 0.99, 1.01, 0.97, 1.03)]  # a guess may lead to widths that are known
+    low = max((each.macs for each in tries if each.sure and each.off > _STEPS), default=_LEAST)
+    high = min((each.macs for each in tries if each.sure and each.off < -_STEPS), default=_MOST)
+    guess = _guess(tries)
+    near = [guess * factor for factor in (1, 0.99, 1.01, 0.98, 1.02, 0.97, 1.03)]  # one may give widths that are known
     middle = [low**share * high ** (1 - share) for share in (0.5, 0.25, 0.75)]
-    close = not fast and any(abs(math.log(each.met)) < _CLOSE for each in tries)  # no bracket to halve, but a trail
-    first = near if close or len(tries) < _TRIES // 2 else middle  # a cliff: halve what is left
-    best_first = (*first, *near, *middle)
-    return [ratio for ratio in best_first if low < ratio < high] + ([_LEAST] if not fast else [])
+    nearest, one_sided = min(abs(each.off) for each in tries), low == _LEAST or high == _MOST
+    cliff = len(tries) >= _TRIES // 2 and nearest > (_CLOSE if one_sided else _STEPS)  # halve what is left
+    ratios = (*middle, *near) if cliff else (*near, *middle)
+    return [ratio for ratio in ratios if low < ratio < high] + [_LEAST] * (low == _LEAST)
 
 
-def _guess(tries: Sequence[_Try[C]], fast: _Try[C] | None, slow: _Try[C] | None) -> float:
-    """Where the goal should be met, on a straight line in logarithms through the two tries that say most."""
-    told = [each for each in tries if each.sure] or tries
-    nearest = sorted(told, key=lambda each: abs(math.log(each.met)))[:2]
-    one, other = (fast, slow) if fast and slow else (nearest[0], nearest[-1])
-    slope = 1.0  # time follows MACs, until two tries say otherwise
-    if one.macs != other.macs:
-        slope = math.log(one.met / other.met) / math.log(other.macs / one.macs)
-    return float(one.macs * (one.met / _MIDDLE) ** (1 / min(max(slope, _SLOPES[0]), _SLOPES[1])))
+def _guess(tries: Sequence[_Try[C]]) -> float:
+    """Where the goal should be met, on a straight line in logarithms.
+
+    Weighed least squares: a try says the more, the nearer to the goal it is and the better its figure is known. Its
+    widths are not on the line (kernels have steps), so that no pair of tries decides alone.
+    """
+    weights = [1 / (_STEP**2 + each.error**2 + (_CURVED * each.off) ** 2) for each in tries]
+    logs = [-math.log(each.macs) for each in tries]
+    centre, off = (
+        sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+        for values in (logs, [each.off for each in tries])
+    )
+    spread = [(weight, x - centre, each.off - off) for weight, x, each in zip(weights, logs, tries, strict=True)]
+    slope = sum(weight * x * y for weight, x, y in spread) + _SLOPE[0] / _SLOPE[1] ** 2
+    slope /= sum(weight * x * x for weight, x, _ in spread) + 1 / _SLOPE[1] ** 2
+    return math.exp(off / min(max(slope, _SLOPES[0]), _SLOPES[1]) - centre)
 
 
 def _choose(goal: Goal, tries: Sequence[_Try[C]], how: str) -> Aimed[C]:
