@@ -27,7 +27,7 @@ from edgeprune.records import BlockSamples, LatencyComparison, LatencyFile, Late
 if TYPE_CHECKING:
     from edgeprune.types import Floats, Progress
 
-QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 6, 25.0
+QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 10, 25.0
 QUICK_LOOKS = (QUICK_PROCESSES, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48)
 """Processes that a candidate is timed in, until its interval says enough: a minute or two at the most. Looks that are
 twice as far apart cost a third more processes in noise, and miss the goal as seldom."""
