@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -108,6 +108,36 @@ def test_every_round_holds_every_label_once_and_the_seed_decides_the_order() -> 
 def test_blocks_are_counted_out_not_cut_off() -> None:
     assert timing.iterations_for(50.0, 0.5) == 100
     assert timing.iterations_for(50.0, 400.0) == 1
+
+
+class SharedCache:
+    """Runs of two files that drive each other out of a cache: after the other one, a file is slow for `cold` runs."""
+
+    def __init__(self, cold: int) -> None:
+        self.cold, self.wall, self.last, self.since = cold, 0, "", 0
+
+    def run(self, label: str) -> Callable[[int], None]:
+        def one(_: int) -> None:
+            self.since = self.since + 1 if label == self.last else 1
+            self.last = label
+            self.wall += 5_000_000 if self.since <= self.cold else 4_000_000
+
+        return one
+
+    def opened(self) -> dict[str, timing.Opened]:
+        return {label: timing.Opened(None, self.run(label), 1.0, 1.0) for label in ("dense", "compressed")}
+
+
+def test_block_begins_once_the_other_files_weights_are_out_of_the_caches() -> None:
+    cache = SharedCache(cold=5)
+    clock = timing.Clock(lambda: cache.wall, lambda: cache.wall, lambda: 0, True)
+    done, _ = timing.interleave(cache.opened(), clock, timing.Blocks(8, 20.0, 0, 0), lambda: None)
+    assert {ms for each in done for ms in each.block.samples_ms} == {4.0}
+
+
+@pytest.mark.parametrize(("median_ms", "refills"), [(0.05, 8), (4.0, 8), (7.0, 5), (26.0, 2), (400.0, 1)])
+def test_fast_files_run_more_often_before_a_block_than_slow_ones(median_ms: float, refills: int) -> None:
+    assert timing.refills_for(median_ms) == refills
 
 
 # --------------------------------------------------------------------------------------- made-up samples

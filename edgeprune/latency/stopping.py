@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.latency.timing import REFILL_MS
 from edgeprune.records import LatencyComparison, Ratio
 
 LOOKS = (5, 8, 12)
@@ -51,7 +50,7 @@ def plan_of(settings: LatencyConfig, files: int) -> Plan:
     """The plan that the settings ask for; `files` counts the labels of a round (2 alone, 3 for a pair)."""
     if settings.duration is not None:
         share = settings.duration / RUN_PROCESSES - STARTUP_MS
-        rounds = int(min(settings.blocks, max(2.0, share / (files * (settings.block_ms + REFILL_MS)))))
+        rounds = int(min(settings.blocks, max(2.0, share / (files * settings.block_ms))))
         return Plan((LEAST_TIMED,), rounds, None, ERROR, settings.duration, None)
     if settings.runs is not None:
         processes = settings.processes or RUN_PROCESSES
