@@ -209,7 +209,8 @@ def _proposals(goal: Goal, tries: Sequence[_Try[C]]) -> list[float]:
     nearest, one_sided = min(abs(each.off) for each in tries), low == _LEAST or high == _MOST
     cliff = len(tries) >= _TRIES // 2 and nearest > (_CLOSE if one_sided else _STEPS)  # halve what is left
     ratios = (*middle, *near) if cliff else (*near, *middle)
-    return [ratio for ratio in ratios if low < ratio < high] + [_LEAST] * (low == _LEAST)
+    reachable = low > _LEAST or any(each.met >= 1 and abs(each.off) <= _STEPS for each in tries)
+    return [ratio for ratio in ratios if low < ratio < high] + ([] if reachable else [_LEAST])
 
 
 def _guess(tries: Sequence[_Try[C]]) -> float:
