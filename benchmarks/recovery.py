@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py --shared DIR --out recovery.json [--networks gtsrb_net_std,gtsrb_net_adv]
         [--speedups 2.0,2.8] [--recipes distill,robust-distill] [--seeds 0,1,2] [--unlabelled 500] [--estimate]
-        [--ratio 0.5] [--epochs 30] [--settings '{"natural_share": 0.4}'] [--phases plan,train]
+        [--ratio 0.5] [--epochs 30] [--natural] [--settings '{"natural_share": 0.4}'] [--phases plan,train]
 
 The peer: torch-pruning, uniform at the ratio whose exported file was measured to meet the speed-up, rounded to 8, then
 a plain loop (SGD, one-cycle, six epochs, distillation; eager, contiguous, float32), and a plain loop on images that one
@@ -14,6 +14,7 @@ and writes JSON after every run; what is in the file is not done again. The reci
 well where the network was trained for robustness.
 
 --phases: `plan` cuts and times, and wants a quiet machine; `train` recovers and attacks, and several may run at once.
+--natural: recipes that train on perturbed images get the plain loop without adversaries, and its seconds, too.
 --epochs N: ours alone, for so many epochs, in place of the plain loop's seconds; with --settings of [recover].
 
 --ratio: both arms lose this share of every layer's channels, widths on multiples of 8: what recovery alone makes of it.
@@ -328,12 +329,13 @@ def compare(case: Case, options: argparse.Namespace, results: dict[str, Any], co
             for recipe in case.recipes:
                 length: dict[str, Any] = {"epochs": options.epochs}
                 if not options.epochs:
-                    robust = recipe in ROBUST
+                    robust = recipe in ROBUST and not options.natural
                     arm = f"{head} / {PLAIN_ROBUST if robust else PLAIN}"
                     took = store(options, results, arm, str(seed), partial(plain, robust))["seconds"]
                     length = {"minutes": took / 60}
                 task = Task(configured(recipe, case, **length, **options.settings), case.train, seed, kept=kept)
                 said = f" / {options.epochs} epochs" if options.epochs else ""
+                said += " / in the seconds of the natural loop" if options.natural and recipe in ROBUST else ""
                 said += "".join(f" / {name} {value}" for name, value in options.settings.items())
                 store(
                     *(options, results, f"{head} / {recipe}{said}", str(seed)),
@@ -421,6 +423,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="print what is missing, and about how long it takes")
     parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
     parser.add_argument("--epochs", type=int, help="of ours; with --unlabelled 30 unless told")
+    parser.add_argument("--natural", action="store_true", help="robust recipes beside the plain loop without adversaries")
     parser.add_argument("--settings", type=json.loads, default={}, help="of [recover], as JSON")
     parser.add_argument("--phases", type=lambda text: text.split(","), default=["plan", "train"])
     parser.add_argument("--threads", type=int, default=1)
