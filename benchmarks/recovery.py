@@ -423,7 +423,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="print what is missing, and about how long it takes")
     parser.add_argument("--unlabelled", type=int, default=0, help="compare recipes on so many images without labels")
     parser.add_argument("--epochs", type=int, help="of ours; with --unlabelled 30 unless told")
-    parser.add_argument("--natural", action="store_true", help="robust recipes beside the plain loop without adversaries")
+    parser.add_argument("--natural", action="store_true", help="robust recipes beside the natural plain loop")
     parser.add_argument("--settings", type=json.loads, default={}, help="of [recover], as JSON")
     parser.add_argument("--phases", type=lambda text: text.split(","), default=["plan", "train"])
     parser.add_argument("--threads", type=int, default=1)
