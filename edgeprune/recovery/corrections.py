@@ -72,7 +72,8 @@ def _steps(network: nn.Module, train: Split, task: Task, left: float | None) -> 
         loss.item()  # an accelerator has come to its end, too
         return time.perf_counter() - started
 
-    return max(0.0, left) / min(seconds() for _ in range(2))
+    found = max(0.0, left) / seconds()
+    return found if found > _FEW_STEPS else max(found, max(0.0, left) / seconds())  # the first one may be a slow start
 
 
 def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split, task: Task) -> tuple[Correction, ...]:

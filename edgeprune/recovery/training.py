@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from edgeprune.errors import RecoveryError
-from edgeprune.models.folding import Folding
-from edgeprune.recovery.adversary import CHECK_STEPS, collapsed
+from edgeprune.models.folding import NOTHING, Folding
+from edgeprune.recovery.adversary import collapsed
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from edgeprune.recovery.draws import Draws
@@ -40,7 +40,7 @@ _LOWER = 0.1
 _EXPLODED, _WATCHED = 20.0, 8  # times the loss of the first steps, over so many steps
 _SAFER_STEPS = 2
 _SETTLED = 0.8  # of the schedule: before that the rate is high, and no state is worth a look of the jury
-_GLANCE = 64  # images that tell a collapse, which is total, in every epoch
+_GLANCE, _GLANCE_STEPS = 64, 5  # images and steps that tell a collapse, which is total, in every epoch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,7 +273,8 @@ def _overfitted(learner: Learner, workshop: Workshop) -> bool:
     if course.steps > 1:
         return False
     learner.network.eval()
-    single, pgd = (workshop.jury.under_attack(learner.network, steps, _GLANCE) for steps in (1, CHECK_STEPS))
+    with workshop.lesson.folding.done():
+        single, pgd = (workshop.jury.under_attack(learner.network, steps, _GLANCE) for steps in (1, _GLANCE_STEPS))
     if single is None or pgd is None:
         return False
     if collapsed(single, pgd, course.best_robust):
@@ -285,14 +286,16 @@ def _overfitted(learner: Learner, workshop: Workshop) -> bool:
 def _judge(learner: Learner, workshop: Workshop) -> None:
     """Ask the jury about the network, or about the mean of its weights; keep the state when it is the best so far."""
     lesson, course = workshop.lesson, learner.course
-    candidate = learner.network
+    candidate, folding = learner.network, lesson.folding
     if learner.average:
-        candidate = copy.deepcopy(learner.network)
+        candidate, folding = copy.deepcopy(learner.network), NOTHING
         with torch.no_grad():
             for name, parameter in candidate.named_parameters():
                 parameter.copy_(learner.average[name])
         recalibrate(candidate, lesson.images.split, lesson.images.device, seed=workshop.seed)
-    now = workshop.jury.judge(candidate, robust=lesson.settings.robust)
+    candidate.eval()
+    with folding.done():
+        now = workshop.jury.judge(candidate, robust=lesson.settings.robust)
     score, best = (each.score(lesson.settings.robust) for each in (now, Judged(course.accuracy, course.robust)))
     if score is None or best is None or score >= best:
         course.stale = 0 if score is None or best is None or score > best else course.stale + 1
