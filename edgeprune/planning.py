@@ -23,7 +23,7 @@ from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
 from edgeprune.sweeping.sharing import Shared
-from edgeprune.trying import Target, best_tried, opened_trial
+from edgeprune.trying import Target, best_tried, opened_trial, or_uniform
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
@@ -301,6 +301,7 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
             trial = opened_trial(bundle, graph, wish)
             if trial is not None:
                 aimed = best_tried(target, aimed, timed, trial, network_of, wish.settings.trials)
+                aimed = or_uniform(target, aimed, timed, trial, network_of)
     notes, choice = (*aimed.notes, *said), aimed.widths
     if reached(goal, aimed.timing) < 1 and wish.settings.scope != "blocks":
         notes = (*notes, *obstacles(without(graph, choice.removed), choice.widths, multiple, rules))

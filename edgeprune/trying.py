@@ -117,6 +117,36 @@ def best_tried(
     return replace(aimed, notes=(*aimed.notes, told("; ".join(reasons))))
 
 
+def or_uniform(
+    target: Target,
+    aimed: Aimed[Choice],
+    timed: TimedChoices,
+    trial: Trial,
+    network_of: Callable[[Choice], ModelBundle],
+) -> Aimed[Choice]:
+    """`aimed`, or uniform widths (every group loses the same share) where those meet the goal and do better in a trial.
+
+    What is optimised leans on the timed layers, errors included: of two plans it takes the one that is thought to be
+    too cheap. Uniform widths lean on none.
+    """
+    from edgeprune.pruning.aim import Proposals, reached
+
+    if reached(target.goal, aimed.timing) < 1 or timed.importance.scope == "blocks" or timed.rules.ranking == "local":
+        return aimed
+    proposer = replace(timed, rules=replace(timed.rules, ranking="local"))
+    first = timed.share(aimed.widths)
+    uniform = target.aim(Proposals(proposer.propose, timed.share, "predicted time", first, _MOST_AIMED))
+    if reached(target.goal, uniform.timing) < 1 or uniform.widths == aimed.widths:
+        return aimed
+    with target.console.task("trying uniform widths beside the plan"):
+        ours, other = (trial.distance(network_of(each.widths)) for each in (aimed, uniform))
+    nearer = other < ours
+    side = "nearer to" if nearer else "further from"
+    told = f"stayed {side} the dense network in a trial: {_nats(other)} for {_nats(ours)}"
+    best = uniform if nearer else aimed
+    return replace(best, notes=(*best.notes, f"uniform widths meet the goal, too, and {told}"))
+
+
 def tried(
     variants: Sequence[Variant], trial: Trial, network_of: Callable[[Choice], ModelBundle], progress: Progress
 ) -> Tried:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -163,30 +165,78 @@ def cut(width: int) -> Choice:
     return Choice({"conv1.0": width, "conv2.0": 24})
 
 
-def chosen_among(monkeypatch: pytest.MonkeyPatch, aimed: dict[int, tuple[int, float]]) -> Aimed[Choice]:
-    """Of the plan that loses least importance (8 channels) and rivals, by {width: (width as aimed, its speed-up)}."""
+def made_up(
+    monkeypatch: pytest.MonkeyPatch, aimed: dict[int, tuple[int, float]]
+) -> tuple[trying.Target, Callable[[Choice], ModelBundle]]:
+    """A goal of 2x that proposals are aimed at by {width: (width as aimed, its speed-up)}, and networks by choice."""
     dense = bundle_of(randomized(Chain()))
     target = trying.Target(Goal("speedup", 2.0), lambda *_: pytest.fail("not timed"), "made up", Console())
-
-    def rival(width: int) -> Variant:
-        proposer: Any = SimpleNamespace(propose=lambda _: width)
-        return Variant(proposer, cut(width), 2.0)
 
     def aim(_: trying.Target, proposals: Any) -> Aimed[Choice]:
         width, speedup = aimed[proposals.propose(0.5)]
         return Aimed(cut(width), Timing(speedup, 1.0), ("aimed",))
 
     monkeypatch.setattr(trying.Target, "aim", aim)
-    timed: Any = SimpleNamespace(share=lambda _: 0.5)
-    monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: [rival(8), *map(rival, aimed)])
-    trial: Any = Fake(1.0)
     graph = trace(dense)
 
     def network_of(choice: Choice) -> ModelBundle:
         scores = Scores("made up", {g.name: np.ones(g.width) for g in graph.groups}, "none")
         return sketch(make_plan(dense, graph, scores, choice.widths, target.goal, 1, 0), dense, graph)
 
+    return target, network_of
+
+
+def chosen_among(monkeypatch: pytest.MonkeyPatch, aimed: dict[int, tuple[int, float]]) -> Aimed[Choice]:
+    """Of the plan that loses least importance (8 channels) and rivals, by {width: (width as aimed, its speed-up)}."""
+    target, network_of = made_up(monkeypatch, aimed)
+
+    def rival(width: int) -> Variant:
+        proposer: Any = SimpleNamespace(propose=lambda _: width)
+        return Variant(proposer, cut(width), 2.0)
+
+    timed: Any = SimpleNamespace(share=lambda _: 0.5)
+    monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: [rival(8), *map(rival, aimed)])
+    trial: Any = Fake(1.0)
     return trying.best_tried(target, Aimed(cut(8), Timing(2.01, 1.0), ("before",)), timed, trial, network_of, 4)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Uniform widths are `uniform` wide; the plan itself was solved for."""
+
+    uniform: int
+    rules: Rules = field(default_factory=Rules)
+    importance: Any = field(default_factory=lambda: SimpleNamespace(scope="channels"))
+
+    def propose(self, _: float) -> int:
+        assert self.rules.ranking == "local"
+        return self.uniform
+
+    def share(self, _: Choice) -> float:
+        return 0.5
+
+
+@pytest.mark.parametrize(
+    ("width", "speedup", "chosen", "said"),
+    [
+        (12, 2.02, 12, "stayed nearer to the dense network in a trial: 38 nats for 42 nats"),
+        (4, 2.02, 8, "stayed further from the dense network in a trial: 46 nats for 42 nats"),
+        (12, 1.9, 8, ""),  # they miss the goal
+        (8, 2.02, 8, ""),  # they are the plan
+    ],
+)
+def test_uniform_widths_are_taken_where_they_meet_the_goal_and_do_better(
+    monkeypatch: pytest.MonkeyPatch, width: int, speedup: float, chosen: int, said: str
+) -> None:
+    target, network_of = made_up(monkeypatch, {width: (width, speedup)})
+    aimed, timed, trial = Aimed(cut(8), Timing(2.01, 1.0), ("before",)), cast(Any, Timed(width)), cast(Any, Fake(1.0))
+    found = trying.or_uniform(target, aimed, timed, trial, network_of)
+    assert found.widths == cut(chosen)
+    assert (found.notes[-1] == f"uniform widths meet the goal, too, and {said}") is bool(said)
+    local = cast(Any, replace(timed, rules=Rules("local")))
+    assert trying.or_uniform(target, aimed, local, trial, network_of) is aimed
+    missed = replace(aimed, timing=Timing(1.9, 1.0))
+    assert trying.or_uniform(target, missed, timed, trial, network_of) is missed
 
 
 def test_a_plan_that_misses_the_goal_has_no_rivals() -> None:

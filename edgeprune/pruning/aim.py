@@ -23,8 +23,8 @@ MEASURED = "aimed on candidates before recovery"
 _MIDDLE = 1 + TOLERANCE / 4  # what is aimed at: a hair faster than the goal
 _MOST_MET = 1 + 2 * TOLERANCE / 3  # up to here nothing nearer is looked for: a second measurement has room left
 _TRIES = 7
-_SLOPES = 0.3, 2.0  # how fast a speed-up may rise as MACs fall, in logarithms: what tries are held to
-_SLOPE = 0.9, 0.3  # what it is before anything was seen, and how far it may be off
+_SLOPES = 0.3, 4.0  # how fast a speed-up may rise as MACs fall, in logarithms: what tries are held to
+_SLOPE = 0.9, 0.5  # what it is before anything was seen, and how far it may be off
 _STEP, _STEPS = 0.015, 0.05  # how far widths are off the line, as a rule and at most, in logarithms: kernels have steps
 _CLOSE = 0.2  # of the logarithm: from here, there is a trail to follow, though the other side was not seen
 _LIKELY = 0.5  # of a 95 % interval's arms: two thirds; a candidate that is likely not the one is left for the next
@@ -208,7 +208,10 @@ def _proposals(goal: Goal, tries: Sequence[_Try[C]]) -> list[float]:
     middle = [low**share * high ** (1 - share) for share in (0.5, 0.25, 0.75)]
     nearest, one_sided = min(abs(each.off) for each in tries), low == _LEAST or high == _MOST
     cliff = len(tries) >= _TRIES // 2 and nearest > (_CLOSE if one_sided else _STEPS)  # halve what is left
-    ratios = (*middle, *near) if cliff else (*near, *middle)
+    around = {each.off > 0 for each in tries if abs(each.off) <= _STEPS}
+    ratios = (
+        [*middle, *near] if cliff else near if len(around) == 2 else [*near, *middle]
+    )  # what is further is no nearer
     reachable = low > _LEAST or any(each.met >= 1 and abs(each.off) <= _STEPS for each in tries)
     return [ratio for ratio in ratios if low < ratio < high] + ([] if reachable else [_LEAST])
 
