@@ -183,7 +183,7 @@ def bounds(goal: Goal, timing: Timing) -> tuple[float, float]:
 
 
 def _next_candidate(goal: Goal, proposals: Proposals[C], tries: Sequence[_Try[C]]) -> C | None:
-    """The first proposal that has not been measured; None when the bracket holds nothing new."""
+    """The first proposal that has not been measured; None when there is nothing new."""
     first = [proposals.first] if proposals.first and not tries else []
     for ratio in first + _proposals(goal, tries):
         try:
@@ -208,10 +208,8 @@ def _proposals(goal: Goal, tries: Sequence[_Try[C]]) -> list[float]:
     middle = [low**share * high ** (1 - share) for share in (0.5, 0.25, 0.75)]
     nearest, one_sided = min(abs(each.off) for each in tries), low == _LEAST or high == _MOST
     cliff = len(tries) >= _TRIES // 2 and nearest > (_CLOSE if one_sided else _STEPS)  # halve what is left
-    around = {each.off > 0 for each in tries if abs(each.off) <= _STEPS}
-    ratios = (
-        [*middle, *near] if cliff else near if len(around) == 2 else [*near, *middle]
-    )  # what is further is no nearer
+    both_near = len({each.off > 0 for each in tries if abs(each.off) <= _STEPS}) == 2  # what is further is no nearer
+    ratios = [*middle, *near] if cliff else near if both_near else [*near, *middle]
     reachable = low > _LEAST or any(each.met >= 1 and abs(each.off) <= _STEPS for each in tries)
     return [ratio for ratio in ratios if low < ratio < high] + ([] if reachable else [_LEAST])
 
