@@ -169,7 +169,7 @@ def quick_ratio(
     device: protocols.Device | None = None,
     enough: Callable[[QuickRatio], bool] = at_once,
 ) -> QuickRatio:
-    """The same protocol in about two seconds: a speed-up to steer by, with its p50s; not for a report.
+    """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report.
 
     No control runs beside it, which would take a third of the time: a candidate needs no verdict.
     Where that is not `enough`, more processes run and all are pooled: looks after 3, 4, 5, 6, 8 and so on, at most 48.
