@@ -52,11 +52,8 @@ def edgeprune(capsys: pytest.CaptureFixture[str]) -> Command:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose run has finished; nobody may write here."""
     folder = tiny.write_project(tmp_path_factory.mktemp("finished"))
-    import torch
-
     from edgeprune.cli import main
 
-    torch.set_num_threads(1)  # as a run in a process of its own has it: two threads add in another order
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with pytest.raises(SystemExit) as stop:
