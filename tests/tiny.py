@@ -100,7 +100,16 @@ def quadrants(count: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def trained() -> TinyNet:
-    """A network that tells the quadrants apart; the same weights every time."""
+    """A network that tells the quadrants apart; the same weights every time, however many threads torch has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two add in another order, and a run in this process leaves another number of them
+    try:
+        return _trained()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained() -> TinyNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TinyNet()
