@@ -112,6 +112,13 @@ class PruneConfig(Section):
     cost_model: Literal["measured", "macs"] = setting(
         "measured", "What widths are priced by for a goal in time: layers timed in the first runtime, or MACs."
     )
+    in_place: int = setting(
+        96,
+        "Whole networks of microseconds that are timed for a goal in time, so that layers are priced in their place "
+        "(0: alone).",
+        ge=0,
+        le=512,
+    )
     trials: int = setting(
         6,
         "Plans of one predicted time that are trained for a moment to choose one, where a goal is in time, the network "

@@ -7,7 +7,7 @@ seen. Which calibration that is, `edgeprune.estimated.calibration_for` says.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +46,11 @@ class Estimating:
 
     @contextmanager
     def opened(self) -> Iterator[Timer]:
-        """A function that estimates a network. Errors: UsageError when it does what no anchor of the fit did."""
-        from edgeprune.pruning.aim import Timing
-
+        """Estimates networks. Errors: UsageError when it does what no anchor of the fit did."""
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
-            dense = self._ms(self.dense, Path(name))
+            dense = self.ms(self.dense, Path(name))
 
-            def estimate(bundle: ModelBundle, settled: Settled = at_once) -> Timing:
-                own = dense if bundle is self.dense else self._ms(bundle, Path(name))
-                return Timing(dense / own, own)
-
-            yield estimate
+            yield _Estimates(self, Path(name), dense)
 
     def dense_ms(self) -> float:
         """The estimate of the dense network."""
@@ -74,9 +68,31 @@ class Estimating:
     def _layer_ms(self, layer: Wanted, outputs: int, inputs: int) -> float:
         return max(predict(self.calibration.coefficients, work_of_layer(layer.operator, outputs, inputs)), _LEAST_MS)
 
-    def _ms(self, bundle: ModelBundle, folder: Path) -> float:
+    def ms(self, bundle: ModelBundle, folder: Path) -> float:
+        """The estimate of a network, whose file is written into the folder."""
         from edgeprune.export.onnx import export_onnx
 
         path = folder / "candidate.onnx"
         export_onnx(bundle, path)
         return predict(self.calibration.coefficients, work_of(path, bundle.input_shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimates:
+    """A timer (`edgeprune.planning.Timer`): nothing runs."""
+
+    by: Estimating
+    folder: Path
+    dense_ms: float
+
+    def __call__(self, bundle: ModelBundle, settled: Settled = at_once) -> Timing:
+        from edgeprune.pruning.aim import Timing
+
+        own = self.dense_ms if bundle is self.by.dense else self.by.ms(bundle, self.folder)
+        return Timing(self.dense_ms / own, own)
+
+    def together(
+        self, networks: Mapping[str, Callable[[], ModelBundle]], seconds: float, progress: Progress
+    ) -> Mapping[str, float]:
+        """None: an estimate knows no more of a network than of its layers."""
+        return {}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -21,9 +21,10 @@ from edgeprune.console import Console
 from edgeprune.errors import ExportError, MeasurementError, ParityError
 from edgeprune.keys import model_key
 from edgeprune.latency.settings import LatencyConfig
+from edgeprune.placing import in_place
 from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
-from edgeprune.sweeping.sharing import Shared
-from edgeprune.trying import Target, best_tried, opened_trial, or_uniform
+from edgeprune.sweeping.sharing import Shared, digest_of
+from edgeprune.trying import Target, best_tried, opened_trial, or_uniform, proposals_of
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
@@ -131,9 +132,17 @@ Settled = Callable[["Timing"], bool]
 
 
 class Timer(Protocol):
-    """Times a network against the dense one, the longer the less `settled` the figure is."""
+    """Times networks against the dense one: one of them the longer, the less `settled` its figure is."""
 
     def __call__(self, bundle: ModelBundle, settled: Settled = ...) -> Timing: ...
+
+    def together(
+        self, networks: Mapping[str, Callable[[], ModelBundle]], seconds: float, progress: Progress
+    ) -> Mapping[str, float]:
+        """Shares of the dense network's time, by key, of many networks of its structure in about so many seconds.
+
+        Fewer than were given where time ran out, none where networks cannot be timed so. Errors: MeasurementError.
+        """
 
 
 class Gauge(Protocol):
@@ -182,32 +191,13 @@ class Range:
 
     @contextmanager
     def opened(self) -> Iterator[Timer]:
-        """A function that times a network; its files are gone after the block."""
+        """Times networks; their files are gone after the block."""
         from edgeprune.export.stamping import Stamp
-        from edgeprune.latency.measure import quick_ratio
 
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
             root = Path(name)
-            dense = self._file(self.dense, "dense", root)
-            stamp = Stamp.of(self.dense, root / "dense.onnx")
-
-            def time(bundle: ModelBundle, settled: Settled = at_once) -> Timing:
-                other = dense if bundle is self.dense else self._candidate(bundle, root, stamp)
-                runtime, images = self.settings.runtimes[0], self.images
-                return _timing(
-                    quick_ratio(
-                        dense,
-                        other,
-                        runtime,
-                        images,
-                        self.settings,
-                        self.seed,
-                        self.device,
-                        lambda ratio: settled(_timing(ratio)),
-                    )
-                )
-
-            yield time
+            dense = self.file(self.dense, "dense", root)
+            yield _Stand(self, root, dense, Stamp.of(self.dense, root / "dense.onnx"))
 
     def dense_ms(self) -> float:
         """p50 of the dense network."""
@@ -223,14 +213,15 @@ class Range:
             Bench(settings.runtimes[0], settings.threads, settings.batch_size, self.device), wanted, progress
         )
 
-    def _candidate(self, bundle: ModelBundle, root: Path, stamp: Stamp) -> LatencyFile:
+    def candidate(self, bundle: ModelBundle, root: Path, stamp: Stamp) -> LatencyFile:
         """A file with the dense network's graph where that is the candidate's, too, else torch's own."""
         try:
-            return self._file(bundle, "compressed", root, stamp)
+            return self.file(bundle, "compressed", root, stamp)
         except (ExportError, ParityError):
-            return self._file(bundle, "compressed", root)
+            return self.file(bundle, "compressed", root)
 
-    def _file(self, bundle: ModelBundle, side: Side, root: Path, stamp: Stamp | None = None) -> LatencyFile:
+    def file(self, bundle: ModelBundle, side: Side, root: Path, stamp: Stamp | None = None) -> LatencyFile:
+        """The network's file for the first runtime. Errors: ExportError, ParityError."""
         runtime: protocols.Runtime = protocols.find("runtime", self.settings.runtimes[0])
 
         def export() -> tuple[Candidate, list[Path]]:
@@ -243,6 +234,63 @@ class Range:
         pixels = hashlib.sha256(self.images.tobytes()).hexdigest()
         inputs = {"dense": model_key(bundle), "runtime": [runtime.name, runtime.version()], "images": pixels}
         return timed_file(root, self.shared.piece("timed", Candidate, inputs, root, export)[0].artifact)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    """A timer (`Timer`) at an open range: the dense network's file and its mould lie in `root`."""
+
+    range: Range
+    root: Path
+    dense: LatencyFile
+    stamp: Stamp
+
+    def __call__(self, bundle: ModelBundle, settled: Settled = at_once) -> Timing:
+        from edgeprune.latency.measure import quick_ratio
+
+        where = self.range
+        other = self.dense if bundle is where.dense else where.candidate(bundle, self.root, self.stamp)
+        return _timing(
+            quick_ratio(
+                self.dense,
+                other,
+                where.settings.runtimes[0],
+                where.images,
+                where.settings,
+                where.seed,
+                where.device,
+                lambda ratio: settled(_timing(ratio)),
+            )
+        )
+
+    def together(
+        self, networks: Mapping[str, Callable[[], ModelBundle]], seconds: float, progress: Progress
+    ) -> Mapping[str, float]:
+        """On this machine, of networks that the stamp can write."""
+        from edgeprune.latency.costs import Bench
+        from edgeprune.latency.measure import save_images
+        from edgeprune.latency.places import shares_of
+
+        where, settings = self.range, self.range.settings
+        if where.device is not None or not networks:
+            return {}
+        try:
+            where.file(list(networks.values())[-1](), "compressed", self.root, self.stamp)
+        except (ExportError, ParityError):
+            return {}
+
+        def stamped(number: int, make: Callable[[], ModelBundle]) -> Path:
+            bundle, path = make(), self.root / f"crowd{number}.onnx"
+            if bundle is where.dense:
+                return self.root / "dense.onnx"
+            self.stamp.write(bundle, path)
+            return path
+
+        wanted = {key: partial(stamped, number, make) for number, (key, make) in enumerate(networks.items())}
+        images = save_images(where.images, settings.batch_size, self.root)
+        bench = Bench(settings.runtimes[0], settings.threads, settings.batch_size)
+        reference = digest_of(model_key(where.dense)), self.root / "dense.onnx"
+        return shares_of(bench, reference, images, wanted, seconds, progress)
 
 
 def _timing(ratio: QuickRatio) -> Timing:
@@ -297,7 +345,9 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
         if timed is None:
             aimed = target.aim(Proposals(by_macs, share_of_macs))
         else:
-            aimed = target.aim(Proposals(timed.propose, timed.share, "predicted time"))
+            timed, more = in_place(timed, time, bundle, wish, network_of, console)
+            said = (*said, *more)
+            aimed = target.aim(proposals_of(timed))
             trial = opened_trial(bundle, graph, wish)
             if trial is not None:
                 aimed = best_tried(target, aimed, timed, trial, network_of, wish.settings.trials)

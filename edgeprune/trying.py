@@ -64,6 +64,14 @@ class Tried:
         return tuple(number for number in order if self.nats[number] < self.nats[0])
 
 
+def proposals_of(timed: TimedChoices, first: float | None = None) -> Proposals[Choice]:
+    """Choices by their share of the predicted time; a few only, where a first share is known."""
+    from edgeprune.pruning.aim import Proposals
+
+    found = Proposals(timed.propose, timed.share, "predicted time", timed.plain_loss)
+    return found if first is None else replace(found, first=first, most=_MOST_AIMED)
+
+
 def opened_trial(bundle: ModelBundle, graph: ChannelGraph, wish: Wish) -> Trial | None:
     """The trial that candidates are put to; None where none is wanted, or where it would tell nothing."""
     if wish.settings.trials < 2 or wish.trials_on is None or wish.train is None:
@@ -85,7 +93,7 @@ def best_tried(
 
     A plan that misses the goal is the fastest there is, and has no rivals.
     """
-    from edgeprune.pruning.aim import TOLERANCE, Proposals, reached
+    from edgeprune.pruning.aim import TOLERANCE, reached
     from edgeprune.pruning.variants import variants
 
     if reached(target.goal, aimed.timing) < 1:
@@ -102,7 +110,7 @@ def best_tried(
     reasons = [f"the one that loses least importance: {_nats(found.nats[0])}"]
     for place, number in zip(("best", "second best"), found.better[:_MOST_RIVALS], strict=False):
         chosen, nats = rivals[number], found.nats[number]
-        better = target.aim(Proposals(chosen.proposer.propose, timed.share, "predicted time", share, _MOST_AIMED))
+        better = target.aim(proposals_of(chosen.proposer, share))
         if reached(target.goal, better.timing) < 1:
             reasons.append(f"the {place} missed the goal")
             continue
@@ -129,13 +137,13 @@ def or_uniform(
     What is optimised leans on the timed layers, errors included: of two plans it takes the one that is thought to be
     too cheap. Uniform widths lean on none.
     """
-    from edgeprune.pruning.aim import Proposals, reached
+    from edgeprune.pruning.aim import reached
 
     if reached(target.goal, aimed.timing) < 1 or timed.importance.scope == "blocks" or timed.rules.ranking == "local":
         return aimed
     proposer = replace(timed, rules=replace(timed.rules, ranking="local"))
     first = timed.share(aimed.widths)
-    uniform = target.aim(Proposals(proposer.propose, timed.share, "predicted time", first, _MOST_AIMED))
+    uniform = target.aim(proposals_of(proposer, first))
     if reached(target.goal, uniform.timing) < 1 or uniform.widths == aimed.widths:
         return aimed
     with target.console.task("trying uniform widths beside the plan"):
@@ -161,7 +169,7 @@ def tried(
 
 def _note(found: Tried, trial: Trial, reason: str) -> str:
     told = f"{_nats(min(found.nats))} from the dense network's answers on {len(trial.jury.split)} held-out images"
-    after = f"after one pass of {trial.images} images"
+    after = f"after {trial.passes} {'pass' if trial.passes == 1 else 'passes'} of {trial.images} images"
     return f"the best of {len(found.nats)} plans of one predicted time {after}: {told} ({reason})"
 
 

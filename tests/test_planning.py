@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from edgeprune.pruning.aim import MEASURED, TOLERANCE, Timing
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.records import Environment
-from edgeprune.types import Goal, ModelBundle
+from edgeprune.types import Goal, ModelBundle, Progress
 
 
 def law(outputs: int, inputs: int) -> float:
@@ -44,6 +44,7 @@ class FakeRange:
     dense: ModelBundle
     settings: LatencyConfig = dataclasses.field(default_factory=LatencyConfig)
     timed: int = 0
+    crowd: int = 0
     device: Device | None = None
     law: Callable[[int, int], float] = law
     costs = Range.costs
@@ -51,12 +52,18 @@ class FakeRange:
 
     @contextmanager
     def opened(self) -> Iterator[Timer]:
-        def time(bundle: ModelBundle, settled: Settled = at_once) -> Timing:
-            self.timed += 1
-            ms = network_ms(bundle, self.law)
-            return Timing(network_ms(self.dense, self.law) / ms, ms)
+        yield self
 
-        yield time
+    def __call__(self, bundle: ModelBundle, settled: Settled = at_once) -> Timing:
+        self.timed += 1
+        ms = network_ms(bundle, self.law)
+        return Timing(network_ms(self.dense, self.law) / ms, ms)
+
+    def together(
+        self, networks: Mapping[str, Callable[[], ModelBundle]], seconds: float, progress: Progress
+    ) -> Mapping[str, float]:
+        self.crowd += len(networks)
+        return {key: network_ms(make(), self.law) / network_ms(self.dense, self.law) for key, make in networks.items()}
 
 
 @pytest.fixture
@@ -119,6 +126,53 @@ def test_macs_can_be_asked_for(dense: ModelBundle, monkeypatch: pytest.MonkeyPat
 def test_goal_out_of_reach_says_what_stands_in_the_way(dense: ModelBundle) -> None:
     plan = planned(dense, Goal("speedup", 1000.0), FakeRange(dense))
     assert plan.notes[0].startswith("the speed-up goal was not reached")
+
+
+def test_networks_of_microseconds_are_timed_whole_and_that_is_said(dense: ModelBundle) -> None:
+    range_ = FakeRange(dense)
+    plan = planned(dense, Goal("speedup", 2.0), range_)
+    assert 60 <= range_.crowd <= 100
+    note = next(note for note in plan.notes if note.startswith("widths were priced by"))
+    assert "whole networks that were timed: off by" in note
+    before, after = (float(part.split("%")[0]) for part in (note.split("alone are by ")[1], note.split("off by ")[1]))
+    assert after < before
+    assert range_.timed <= 2  # what is proposed at such prices is what was asked for
+
+
+@pytest.mark.parametrize("settings", [{"in_place": 0}, {"cost_model": "macs"}])
+def test_layers_may_be_priced_alone(dense: ModelBundle, settings: dict[str, Any]) -> None:
+    range_ = FakeRange(dense)
+    plan = planned(dense, Goal("speedup", 2.0), range_, **settings)
+    assert range_.crowd == 0
+    assert not any("whole networks" in note for note in plan.notes)
+
+
+def test_large_networks_are_not_timed_by_the_dozen(dense: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(runtime: str, threads: int, batch: int, points: Sequence[Point], found: Callable[..., None]) -> None:
+        for point in points:
+            found(point, 100 * law(point.outputs, point.inputs))
+
+    monkeypatch.setattr(kernels, "time_points", slow)
+    range_ = FakeRange(dense)
+    planned(dense, Goal("speedup", 2.0), range_)
+    assert range_.crowd == 0
+
+
+def test_networks_that_cannot_be_timed_whole_leave_layers_priced_alone(
+    dense: ModelBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fails(FakeRange):
+        def together(self, *_: object) -> Mapping[str, float]:
+            raise MeasurementError("the crowd died")
+
+    class Nothing(FakeRange):
+        def together(self, *_: object) -> Mapping[str, float]:
+            return {}
+
+    for range_ in (Fails(dense), Nothing(dense)):
+        plan = planned(dense, Goal("speedup", 2.0), range_)
+        assert not any("whole networks" in note for note in plan.notes)
+        assert any(note.startswith("aimed on candidates") for note in plan.notes)
 
 
 @dataclasses.dataclass

@@ -58,7 +58,7 @@ def opened(dense: ModelBundle, images: int = IMAGES, macs: float = MACS) -> Tria
 def test_less_is_further_away_and_the_figure_is_the_same_each_time(trained: ModelBundle) -> None:
     trial = opened(trained)
     assert trial
-    assert trial.images == 576
+    assert (trial.images, trial.passes) == (576, 2)
     wide, narrow = cut_to(trained, 12), cut_to(trained, 2)
     before = digest(narrow.module)
     near, far = trial.distance(wide), trial.distance(narrow)
@@ -73,6 +73,12 @@ def test_a_trial_does_not_move_the_global_generator(trained: ModelBundle) -> Non
     before = torch.random.get_rng_state()
     trial.distance(cut_to(trained, 4))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_where_two_passes_take_too_long_there_is_one(trained: ModelBundle) -> None:
+    trial = opened(trained, macs=2.5e8)
+    assert trial
+    assert (trial.images, trial.passes) == (576, 1)
 
 
 @pytest.mark.parametrize(("images", "macs"), [(300, 1e5), (640, 1e9)])
@@ -90,7 +96,7 @@ def test_a_candidate_that_diverges_is_infinitely_far(trained: ModelBundle, monke
 class Fake:
     """A trial with an opinion of its own: the wider (or narrower) the first layer, the better."""
 
-    images, jury = 100, SimpleNamespace(split=range(7))
+    images, passes, jury = 100, 2, SimpleNamespace(split=range(7))
 
     def __init__(self, sign: float) -> None:
         self.sign, self.seen = sign, list[int]()
@@ -120,7 +126,7 @@ def test_the_plan_that_does_best_is_chosen_and_meets_the_goal(
     note = next(note for note in plan.notes if note.startswith("the best of"))
     count = int(note.split()[3])
     assert count >= len(set(trial.seen)) - 1
-    assert f"the best of {count} plans of one predicted time after one pass of 100 images" in note
+    assert f"the best of {count} plans of one predicted time after 2 passes of 100 images" in note
     assert "nats from the dense network's answers on 7 held-out images" in note
     aimed = next(note for note in plan.notes if note.startswith("aimed on candidates"))
     assert 2 <= float(aimed.split(": ")[1].split("x")[0]) <= 2 * (1 + TOLERANCE) + 0.005
@@ -191,7 +197,7 @@ def chosen_among(monkeypatch: pytest.MonkeyPatch, aimed: dict[int, tuple[int, fl
     target, network_of = made_up(monkeypatch, aimed)
 
     def rival(width: int) -> Variant:
-        proposer: Any = SimpleNamespace(propose=lambda _: width)
+        proposer: Any = SimpleNamespace(propose=lambda _: width, share=lambda _: 0.5, plain_loss=lambda _: 1.0)
         return Variant(proposer, cut(width), 2.0)
 
     timed: Any = SimpleNamespace(share=lambda _: 0.5)
@@ -214,6 +220,9 @@ class Timed:
 
     def share(self, _: Choice) -> float:
         return 0.5
+
+    def plain_loss(self, _: Choice) -> float:
+        return 1.0
 
 
 @pytest.mark.parametrize(

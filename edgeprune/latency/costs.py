@@ -256,7 +256,7 @@ def _keep(bench: Bench, fresh: Mapping[str, float]) -> None:
     path = bench.path()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         cache = CostCache(
             runtime=bench.runtime,
             runtime_version=bench.version(),
@@ -269,7 +269,8 @@ def _keep(bench: Bench, fresh: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold this lock file while the block runs."""
     with writing(path):
         file = path.open("w")
     with file:

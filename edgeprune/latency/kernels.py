@@ -8,22 +8,18 @@ network's latency.
 from __future__ import annotations
 
 import gc
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from edgeprune import protocols
-from edgeprune.errors import EdgepruneError, ExportError, MeasurementError
-from edgeprune.latency.alone import timing_alone
 from edgeprune.latency.copies import Operator, write_copies
 from edgeprune.latency.increments import COPIES, one_more_ms
 from edgeprune.latency.local import choose_cores
+from edgeprune.latency.streaming import Message, answer, ask, open_onnx
 from edgeprune.records import Record
 
 
@@ -60,33 +56,12 @@ def time_points(runtime: str, threads: int, batch_size: int, points: Sequence[Po
     job = KernelJob(
         runtime=runtime, threads=threads, batch_size=batch_size, cores=choose_cores(threads), points=tuple(points)
     )
-    command = [sys.executable, "-P", "-X", "faulthandler", "-m", "edgeprune.latency.kernels"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with timing_alone(), tempfile.TemporaryFile() as words:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, env=environment)
-        assert child.stdin
-        assert child.stdout
-        try:
-            with suppress(BrokenPipeError):
-                child.stdin.write(job.model_dump_json().encode())
-                child.stdin.close()
-            done = 0
-            for line in child.stdout:
-                message = json.loads(line)
-                if "failure" in message:
-                    raise MeasurementError(f"cannot time layers in {runtime}", where=message["failure"])
-                found(points[message["point"]], message["ms"])
-                done += 1
-            child.wait()
-        finally:
-            child.stdout.close()
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        if done < len(points):
-            words.seek(0)
-            tail = words.read().decode(errors="replace").strip().splitlines()[-6:]
-            raise MeasurementError(f"the process that times layers in {runtime} ended early", where="\n  ".join(tail))
+
+    def take(message: Message) -> bool:
+        found(points[message["point"]], message["ms"])
+        return True
+
+    ask("edgeprune.latency.kernels", job, threads, f"layers in {runtime}", take, len(points))
 
 
 def cost_ms(runtime: protocols.Runtime, point: Point, job: KernelJob, folder: Path) -> float:
@@ -96,27 +71,18 @@ def cost_ms(runtime: protocols.Runtime, point: Point, job: KernelJob, folder: Pa
     for copies in COPIES:
         source = folder / f"copies{copies}.onnx"
         write_copies(point.operator, point.outputs, point.inputs, copies, source)
-        session = _open(runtime, source, job.threads)
+        session = open_onnx(runtime, source, job.threads)
         runs.append(partial(session.logits, image))
     return one_more_ms(runs)
 
 
-def _open(runtime: protocols.Runtime, source: Path, threads: int) -> protocols.Session:
-    """The file itself where the runtime reads ONNX (converting takes longer than timing), else its own format."""
-    try:
-        return runtime.open(source, threads=threads)
-    except ExportError:
-        return runtime.open(runtime.convert(source, source.with_suffix(runtime.suffix))[0], threads=threads)
-
-
-def _work(job: KernelJob, parent: int) -> Iterator[dict[str, object]]:
+def _work(job: KernelJob, orphaned: Callable[[], bool]) -> Iterator[Message]:
     if job.cores:
         os.sched_setaffinity(0, job.cores)
     runtime: protocols.Runtime = protocols.find("runtime", job.runtime)
-    gc.disable()
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as name:
         for number, point in enumerate(job.points):
-            if os.getppid() != parent:
+            if orphaned():
                 return
             yield {"point": number, "ms": cost_ms(runtime, point, job, Path(name))}
             gc.collect(0)
@@ -124,17 +90,7 @@ def _work(job: KernelJob, parent: int) -> Iterator[dict[str, object]]:
 
 def main() -> int:
     """Entry of ``python -m edgeprune.latency.kernels``: a job on stdin, a line of JSON a point on stdout."""
-    parent = os.getppid()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as result:
-        os.dup2(2, 1)  # whatever a runtime prints goes to stderr
-        job = KernelJob.model_validate_json(sys.stdin.read())
-        try:
-            for message in _work(job, parent):
-                result.write(json.dumps(message) + "\n")
-                result.flush()
-        except EdgepruneError as error:
-            result.write(json.dumps({"failure": str(error)}) + "\n")
-    return 0
+    return answer(KernelJob, _work)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class LocalDevice:
         try:
             answer: dict[str, Any] = json.loads(done.stdout)["result"]
         except (ValueError, KeyError) as error:
-            raise MeasurementError("the probe ended without a result", where=_tail(done.stderr)) from error
+            raise MeasurementError("the probe ended without a result", where=tail(done.stderr)) from error
         return answer
 
 
@@ -115,14 +115,14 @@ def _run(job: Job) -> tuple[BlockSamples, ...]:
     if child.returncode != 0:
         raise MeasurementError(
             f"the timing process of {job.request.runtime} {_fate(child.returncode)}",
-            where=_tail(words),
+            where=tail(words),
             hint="the same file may fail in the runtime outside edgeprune too: try it there",
         )
     try:
         outcome = Outcome.model_validate_json(out)
     except ValidationError as error:
         raise MeasurementError(
-            f"the timing process of {job.request.runtime} ended without a result", where=_tail(words)
+            f"the timing process of {job.request.runtime} ended without a result", where=tail(words)
         ) from error
     if outcome.failure is not None:
         failure = outcome.failure
@@ -140,6 +140,7 @@ def _fate(code: int) -> str:
     return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def _tail(words: bytes) -> str:
+def tail(words: bytes) -> str:
+    """The last lines of what a process wrote."""
     lines = words.decode("utf-8", errors="replace").strip().splitlines()
     return "\n  ".join(lines[-LAST_WORDS:])

@@ -79,7 +79,7 @@ def measure(
     protocols.find("runtime", runtime)
     plan = stopping.plan_of(settings, 2 if compressed is None else 3)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        pixels = _save(images, settings.batch_size, Path(folder))
+        pixels = save_images(images, settings.batch_size, Path(folder))
         request = _request((dense, compressed), runtime, pixels, settings, plan, seed)
         clock = _Clock(request, bench, settings.control_limit, plan.error, progress)
         found = stopping.run(plan, clock.more, clock.judge, lambda: time.monotonic() * 1000)
@@ -178,7 +178,7 @@ def quick_ratio(
     plan = replace(stopping.plan_of(short, 2), looks=QUICK_LOOKS)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         request = _request(
-            (dense, compressed), runtime, _save(images, short.batch_size, Path(folder)), short, plan, seed
+            (dense, compressed), runtime, save_images(images, short.batch_size, Path(folder)), short, plan, seed
         )
         request = request.model_copy(update={"control": False})
         clock = _Clock(request, Bench("quick", device), short.control_limit, plan.error, lambda *_: None)
@@ -203,14 +203,15 @@ def p50_alone(
     short = settings.model_copy(update={**SHORT, "processes": 2})
     plan = stopping.plan_of(short, 2)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        pixels = _save(images, short.batch_size, Path(folder))
+        pixels = save_images(images, short.batch_size, Path(folder))
         request = _request((file, None), runtime, pixels, short, plan, seed)
         clock = _Clock(request, Bench("anchor", device), short.control_limit, plan.error, lambda *_: None)
         clock.more(0, plan.looks[-1])
         return clock.judge().dense.p50_ms
 
 
-def _save(images: Floats, batch_size: int, folder: Path) -> Path:
+def save_images(images: Floats, batch_size: int, folder: Path) -> Path:
+    """Write the images that batches are drawn from into the folder. Errors: DataError."""
     if images.ndim != 4 or len(images) == 0 or images.dtype != np.float32:
         raise DataError(
             f"images to time with must be float32 (M, C, H, W) with M >= 1, not {images.dtype} {images.shape}"

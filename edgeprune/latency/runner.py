@@ -64,12 +64,12 @@ def work(job: Job, parent: int) -> tuple[BlockSamples, ...]:
     files = _files(request)
     for file in {file.path: file for file in files.values()}.values():
         _check(file)
-    batches = _batches(_load(Path(request.images)), request.batch_size)
+    batches = batches_of(load_images(Path(request.images)), request.batch_size)
     clock = timing.system_clock(request.threads)
     blocks = timing.Blocks(request.blocks, request.block_ms, request.seed, job.process, request.iterations)
     runtime: protocols.Runtime = protocols.find("runtime", request.runtime)
     openers = {label: partial(runtime.open, Path(file.path), threads=request.threads) for label, file in files.items()}
-    opened = timing.open_each(openers, lambda session: _runner(session, batches), clock, blocks)
+    opened = timing.open_each(openers, lambda session: runner_of(session, batches), clock, blocks)
     gc.collect()
     gc.disable()
     before = machine.heat(job.cores)
@@ -132,7 +132,8 @@ def _check(file: LatencyFile) -> None:
             )
 
 
-def _load(path: Path) -> Floats:
+def load_images(path: Path) -> Floats:
+    """The images that were saved to time with. Errors: MeasurementError."""
     try:
         images: Floats = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -140,14 +141,15 @@ def _load(path: Path) -> Floats:
     return images
 
 
-def _batches(images: Floats, size: int) -> tuple[Floats, ...]:
+def batches_of(images: Floats, size: int) -> tuple[Floats, ...]:
     """Contiguous batches float32 (size, C, H, W), images in turn, starting over where they run out."""
     count = min(BATCHES, max(1, len(images) // size))
     ids = np.arange(count * size).reshape(count, size) % len(images)
     return tuple(np.ascontiguousarray(images[part], dtype=np.float32) for part in ids)
 
 
-def _runner(session: protocols.Session, batches: tuple[Floats, ...]) -> Callable[[int], object]:
+def runner_of(session: protocols.Session, batches: tuple[Floats, ...]) -> Callable[[int], object]:
+    """A function that runs inference number i, batches in turn."""
     logits, count = session.logits, len(batches)
     return lambda i: logits(batches[i % count])
 

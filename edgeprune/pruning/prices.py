@@ -46,7 +46,7 @@ class Prices:
 
     def of_layers(self, gone: Table) -> Table:
         """The price of each layer without `gone[g]` units of each group, float64 (layers,)."""
-        outputs, inputs = self._channels(gone)
+        outputs, inputs = self.channels(gone)
         each = [price(outputs[i], inputs[i]) for i, price in enumerate(self.layers)]
         return np.array(each, dtype=np.float64)
 
@@ -67,7 +67,8 @@ class Prices:
             total += self.layers[row](sides[0], sides[1])
         return total
 
-    def _channels(self, gone: Table) -> tuple[Table, Table]:
+    def channels(self, gone: Table) -> tuple[Table, Table]:
+        """Outputs and inputs of each layer without `gone[g]` units of each group, float64 (layers,) both."""
         outputs, inputs = (
             self.widths[:, side] * (1 - first @ gone) * (1 - second @ gone)
             for side, (first, second) in enumerate(self._sides())
@@ -113,12 +114,16 @@ def by_macs(graph: ChannelGraph) -> Prices:
     return _prices(graph, [Macs(layer.macs, layer.out_channels, layer.in_channels) for layer in graph.layers], "MACs")
 
 
-def by_time(graph: ChannelGraph, tables: Mapping[str, tuple[Sequence[int], Sequence[int], Table]]) -> Prices:
+def by_time(
+    graph: ChannelGraph,
+    tables: Mapping[str, tuple[Sequence[int], Sequence[int], Table]],
+    between_ms: float | None = None,
+) -> Prices:
     """Milliseconds as a price, from tables of (outputs, inputs, ms of each pair) by layer name.
 
-    A layer without a table costs its MACs at the mean rate of those that have one. What runs between the layers is not
-    known; a twentieth of the layers' sum is added that no width saves. On four networks and runtimes the layers made
-    up 78 to 98 % of the measured time; the goal is met by measuring candidates, so that only ratios matter here.
+    A layer without a table costs its MACs at the mean rate of those that have one. What runs between layers no width
+    saves; where `between_ms` does not say it, it is a twentieth of the layers' sum. On four networks and runtimes the
+    layers made up 78 to 98 % of the measured time; the goal is met by measuring candidates, so that only ratios matter.
     """
     rated = [layer for layer in graph.layers if layer.name in tables]
     timed = sum(float(tables[layer.name][2][-1, -1]) for layer in rated)
@@ -133,7 +138,7 @@ def by_time(graph: ChannelGraph, tables: Mapping[str, tuple[Sequence[int], Seque
             table = np.array([[0.0, 0.0], [0.0, rate * layer.macs]])
         axes = np.array(outputs, dtype=np.float64), np.array(inputs, dtype=np.float64)
         layers.append(Tabled(*axes, table))
-    return _prices(graph, layers, "ms", _BETWEEN * known)
+    return _prices(graph, layers, "ms", _BETWEEN * known if between_ms is None else between_ms)
 
 
 def _prices(graph: ChannelGraph, layers: Sequence[LayerPrice], unit: str, fixed: float = 0.0) -> Prices:

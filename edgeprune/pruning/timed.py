@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class TimedChoices:
     """Proposes choices by the time that they should take, from tables of each layer's milliseconds.
 
     `emphasis`: what the loss of a group is multiplied by, 1 unless it is named; `block_emphasis` likewise, of all
-    blocks (`edgeprune.pruning.variants`).
+    blocks (`edgeprune.pruning.variants`). `between_ms`: what runs between the layers, where that is known.
     """
 
     graph: ChannelGraph
@@ -41,6 +41,7 @@ class TimedChoices:
     tables: Tables
     emphasis: Mapping[str, float] = field(default_factory=dict)
     block_emphasis: float = 1.0
+    between_ms: float | None = None
 
     def propose(self, share: float) -> Choice:
         """The least importance lost for this share of the dense network's time, or the fastest where none is so fast.
@@ -84,7 +85,7 @@ class TimedChoices:
                 raise NothingLeftError("no block is removed")
             return Choice({group.name: group.width for group in shorter.groups}, removed)
         problem = Problem.of(
-            *(shorter, self.importance.channels, self._prices(shorter), self.multiple, self.rules, self.emphasis)
+            *(shorter, self.importance.channels, self.prices(shorter), self.multiple, self.rules, self.emphasis)
         )
         if self.rules.ranking in ("local", "isomorphic"):
             return Choice(problem.widths(in_order(problem, self.importance.channels, self.rules, budget)), removed)
@@ -100,13 +101,18 @@ class TimedChoices:
     def _price(self, choice: Choice) -> float:
         shorter = without(self.graph, choice.removed)
         gone = [group.width - choice.widths.get(group.name, group.width) for group in shorter.groups]
-        return self._prices(shorter).total(np.array(gone, dtype=np.float64))
+        return self.prices(shorter).total(np.array(gone, dtype=np.float64))
 
     def _dense_ms(self) -> float:
-        return self._prices(self.graph).total(np.zeros(len(self.graph.groups)))
+        return self.prices(self.graph).total(np.zeros(len(self.graph.groups)))
 
-    def _prices(self, graph: ChannelGraph) -> Prices:
-        return by_time(graph, self.tables)
+    def prices(self, graph: ChannelGraph) -> Prices:
+        """What the layers of this graph cost."""
+        return by_time(graph, self.tables, self.between_ms)
+
+    def plain_loss(self, choice: Choice) -> float:
+        """What a choice loses, nothing weighed otherwise."""
+        return replace(self, emphasis={}, block_emphasis=1.0).loss(choice)
 
     def loss(self, choice: Choice) -> float:
         """What a choice loses, blocks and channels in one currency."""

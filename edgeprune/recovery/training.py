@@ -119,14 +119,17 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
     return Trained(learner.best, Judged(course.accuracy, course.robust), learner.epoch, course)
 
 
-def one_pass(network: nn.Module, lesson: Lesson, seed: int) -> bool:
-    """One pass over the images, by the whole schedule of one epoch, in place; False where it diverged."""
+def train_briefly(network: nn.Module, lesson: Lesson, seed: int) -> bool:
+    """The epochs of the lesson's settings, in place, with no look at held-out images; False where it diverged."""
     settings = lesson.settings
     course = Course("bfloat16" if lesson.precision == "bfloat16" else "float32", settings.adversary_steps)
     learner = Learner(network, optimizer_of(network, settings.optimizer), {}, course, {})
     with _own_randomness(lesson.images.device):
+        draws, pace = Draws(lesson, seed), Pace.of(settings, 0.0, 0.0)
         try:
-            _epoch(learner, Draws(lesson, seed), Pace.of(settings, 0.0, 0.0), None)
+            while not pace.over(learner.epoch, course.spent):
+                _epoch(learner, draws, pace, None)
+                learner.epoch += 1
         except _DivergedError:
             return False
     return True

@@ -1,9 +1,10 @@
 """A short training of a candidate, to tell which plan recovers best before one is chosen.
 
 Every candidate sees the same images in the same order, unmoved, so that the dense network looks at them once for all;
-one pass, by the whole schedule, without labels. What counts is the KL divergence of the answers on held-out images
-from the dense network's: it is less noisy than accuracy. Proposals that are trained a little and then compared:
-T.-J. Yang et al., NetAdapt, ECCV 2018. `docs/decisions/knapsack-without-a-solver.md` has what it told here.
+two passes (one, where more takes too long), by the whole schedule, without labels. What counts is the KL divergence of
+the answers on held-out images from the dense network's: it is less noisy than accuracy. Proposals that are trained a
+little and then compared: T.-J. Yang et al., NetAdapt, ECCV 2018. `docs/decisions/knapsack-without-a-solver.md` has what
+it told here.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from edgeprune.recovery.held_out import Jury, hold_out_unlabelled
 from edgeprune.recovery.images import images_of, placed
 from edgeprune.recovery.recipes import Lesson, teacher_of
 from edgeprune.recovery.settings import RecoverConfig
-from edgeprune.recovery.training import one_pass
+from edgeprune.recovery.training import train_briefly
 from edgeprune.types import ModelBundle, Split
 
-_IMAGES = 6400
+_IMAGES, _PASSES = 6400, 2
 _FEWEST = 500  # less tells nothing
 _MACS = 2.5e11  # of the dense network in one trial: seconds of a processor
 _ELSEWHERE = 100  # times as many on an accelerator
@@ -49,7 +50,8 @@ class Trial:
         if count < _FEWEST or not len(held_out):
             return None
         drawn = np.sort(np.random.default_rng(seed).permutation(part.ids)[:count])
-        settings = RecoverConfig(recipe="distill", labels=False, epochs=1, augment="none", precision="float32")
+        passes = _PASSES if count * _PASSES <= affordable else 1
+        settings = RecoverConfig(recipe="distill", labels=False, epochs=passes, augment="none", precision="float32")
         guide = placed(dense, device).network()
         images = images_of(dataclasses.replace(part, ids=drawn), device)
         labels = torch.zeros(count, dtype=torch.int64, device=device)  # nobody looks at them
@@ -61,12 +63,17 @@ class Trial:
         """How many images one candidate is trained on."""
         return len(self.lesson.images)
 
+    @property
+    def passes(self) -> int:
+        """How often it sees each."""
+        return self.lesson.settings.epochs
+
     def distance(self, pruned: ModelBundle) -> float:
         """Mean KL divergence from the dense network on held-out images after the training, in nats; infinity where it
         diverged. The bundle is left as it was."""
         network = placed(pruned, self.lesson.images.device).network()
         recalibrate(network, self.lesson.images.split, self.lesson.images.device, seed=self.seed)
-        if not one_pass(network, self.lesson, self.seed):
+        if not train_briefly(network, self.lesson, self.seed):
             return math.inf
         found = self.jury.distance(network.eval(), self.guide)
         return found if math.isfinite(found) else math.inf

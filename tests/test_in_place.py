@@ -1,0 +1,123 @@
+"""Prices learnt from whole networks: of a runtime whose layers cost more beside some neighbours, in known ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from test_allocation import chain
+from test_knapsack import scored, timed
+
+from edgeprune.pruning.block_allocation import Choice, Importance
+from edgeprune.pruning.in_place import FEWEST, Placed, Seen, around, placed
+from edgeprune.pruning.timed import TimedChoices
+from edgeprune.types import ChannelGraph
+
+WIDTHS = 32, 64, 64, 128
+
+
+@pytest.fixture(scope="module")
+def alone() -> TimedChoices:
+    graph = chain(*WIDTHS)
+    return timed(graph, Importance("channels", scored(graph)))
+
+
+def whole(graph: ChannelGraph) -> Choice:
+    return Choice({group.name: group.width for group in graph.groups})
+
+
+def true_ms(alone: TimedChoices, choice: Choice) -> float:
+    """Layers as they are alone, a start that nothing saves, and a conversion where a layer ends off sixteens."""
+    gone = [group.width - choice.widths[group.name] for group in alone.graph.groups]
+    layers = float(alone.prices(alone.graph).of_layers(np.array(gone, dtype=np.float64)).sum())
+    return 0.8 * layers + 0.3 + sum(0.05 * (width % 16 > 0) for width in choice.widths.values())
+
+
+def seen(alone: TimedChoices, choices: tuple[Choice, ...], noise: float = 0.0) -> list[Seen]:
+    """Their shares of the dense network's time, and that network's own."""
+    draw, dense = np.random.default_rng(1), whole(alone.graph)
+    own = true_ms(alone, dense)
+    found = [Seen(c, true_ms(alone, c) / own * math.exp(noise * draw.standard_normal())) for c in choices]
+    return [*found, Seen(dense, 1.0)]
+
+
+def misses(alone: TimedChoices, share_of: Callable[[Choice], float]) -> float:
+    """Of networks that were not timed, the standard deviation of the logarithm of what their price is off by."""
+    fresh = around(alone, 0.5, 60, np.random.default_rng(99), near=False)
+    own = true_ms(alone, whole(alone.graph))
+    return float(np.std([math.log(share_of(choice) / (true_ms(alone, choice) / own)) for choice in fresh]))
+
+
+@pytest.fixture(scope="module")
+def learnt(alone: TimedChoices) -> Placed:
+    drawn = around(alone, 0.5, 80, np.random.default_rng(0), near=False)
+    return placed(alone, seen(alone, drawn, noise=0.01))
+
+
+def test_prices_learn_what_neighbours_cost(alone: TimedChoices, learnt: Placed) -> None:
+    assert misses(alone, alone.share) > 0.05
+    assert misses(alone, learnt.timed.share) < 0.015
+    assert learnt.networks == 81
+    assert learnt.before > 0.05 > 0.02 > learnt.error > 0.005
+
+
+def test_the_start_of_a_network_is_told_from_its_layers(alone: TimedChoices, learnt: Placed) -> None:
+    assert learnt.timed.between_ms is not None
+    assert learnt.timed.between_ms / true_ms(alone, whole(alone.graph)) == pytest.approx(
+        0.3 / true_ms(alone, whole(alone.graph)), abs=0.1
+    )
+
+
+def test_what_is_proposed_at_learnt_prices_takes_what_was_asked_for(alone: TimedChoices, learnt: Placed) -> None:
+    own = true_ms(alone, whole(alone.graph))
+    off = [true_ms(alone, each.timed.propose(0.5)) / own / 0.5 - 1 for each in (Placed(alone, 0, 0, 0), learnt)]
+    assert abs(off[1]) < 0.04 < abs(off[0])
+
+
+def test_networks_that_are_priced_well_change_nothing(alone: TimedChoices) -> None:
+    drawn = around(alone, 0.5, 40, np.random.default_rng(0), near=False)
+    as_priced = [Seen(choice, alone.share(choice)) for choice in drawn]
+    found = placed(alone, [*as_priced, Seen(whole(alone.graph), 1.0)])
+    for choice in around(alone, 0.5, 20, np.random.default_rng(5), near=False):
+        assert found.timed.share(choice) == pytest.approx(alone.share(choice), rel=0.01)
+
+
+def test_a_disturbed_figure_is_left_out(alone: TimedChoices) -> None:
+    drawn = seen(alone, around(alone, 0.5, 60, np.random.default_rng(0), near=False), noise=0.005)
+    disturbed = [Seen(one.choice, one.share * (3 if place in (7, 31) else 1)) for place, one in enumerate(drawn)]
+    assert misses(alone, placed(alone, disturbed).timed.share) < 1.5 * misses(alone, placed(alone, drawn).timed.share)
+
+
+def test_few_networks_teach_nothing(alone: TimedChoices) -> None:
+    drawn = around(alone, 0.5, FEWEST - 2, np.random.default_rng(0), near=False)
+    with pytest.raises(ValueError, match="too few"):
+        placed(alone, seen(alone, drawn))
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_drawn_networks_differ_and_may_be_made(alone: TimedChoices, near: bool) -> None:
+    drawn = around(alone, 0.5, 40, np.random.default_rng(3), near=near)
+    assert len({tuple(choice.widths.items()) for choice in drawn}) == len(drawn) == 40
+    for choice in drawn:
+        assert not choice.removed
+        assert all(
+            width % 8 == 0 and 0 < width <= dense for width, dense in zip(choice.widths.values(), WIDTHS, strict=True)
+        )
+    shares = [alone.share(choice) for choice in drawn]
+    assert min(shares) < 0.5 < max(shares)
+    assert (alone.propose(0.5) in drawn) or not near
+
+
+def test_few_widths_give_few_networks() -> None:
+    graph = chain(16, 16)
+    few = timed(graph, Importance("channels", scored(graph)))
+    assert len(around(few, 0.5, 40, np.random.default_rng(0), near=False)) <= 4
+
+
+def test_prices_stay_above_zero(alone: TimedChoices) -> None:
+    drawn = around(alone, 0.5, 40, np.random.default_rng(0), near=False)
+    absurd = [Seen(choice, 0.5 if place % 2 else 0.001) for place, choice in enumerate(drawn)]
+    found = placed(alone, absurd)
+    assert all((table > 0).all() for _, _, table in found.timed.tables.values())
