@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LONGEST_MS = 4.0
 """Of the layers of the dense network: beyond, layers cost what they cost alone, and networks take long to time."""
-_PARTS = 0.4, 0.3, 0.3
+_PARTS = 0.4, 0.2, 0.2, 0.2
 """Of the networks: each part is drawn around the best that the parts before it know of."""
 _SECONDS = 20.0  # a part may take
 
@@ -39,7 +39,8 @@ def in_place(
     import numpy as np
 
     from edgeprune.pruning.block_allocation import Choice
-    from edgeprune.pruning.in_place import FEWEST, Seen, around, placed
+    from edgeprune.pruning.drawing import around, promising
+    from edgeprune.pruning.in_place import FEWEST, Seen, placed
 
     groups = timed.graph.groups
     alone_ms = float(timed.prices(timed.graph).total(np.zeros(len(groups))))
@@ -53,8 +54,11 @@ def in_place(
     with console.task("timing whole networks") as progress:
         for part in _PARTS:
             count = round(part * wish.settings.in_place)
-            drawn = around(learnt.timed if learnt else timed, share, count, draw, near=learnt is not None)
+            seen = [Seen(choices[key], each) for key, each in found.items()]
+            drawn = promising(learnt, seen, share, count, draw) if learnt else around(timed, share, count, draw)
             fresh = {_key(choice): choice for choice in drawn}
+            if not fresh:
+                break
             choices |= fresh
             wanted: dict[str, Callable[[], ModelBundle]] = {key: partial(network_of, one) for key, one in fresh.items()}
             wanted[_key(whole)] = lambda: bundle
@@ -66,7 +70,7 @@ def in_place(
             if len(found) < FEWEST:
                 return timed, ()
             learnt = placed(timed, [Seen(choices[key], each) for key, each in found.items()])
-    if learnt is None:
+    if learnt is None:  # nothing to draw
         return timed, ()
     told = f"off by {learnt.error:.1%} where layers alone are by {learnt.before:.1%} (standard deviation)"
     return learnt.timed, (f"widths were priced by {learnt.networks} whole networks that were timed: {told}",)

@@ -275,7 +275,7 @@ class _Stand:
         if where.device is not None or not networks:
             return {}
         try:
-            where.file(list(networks.values())[-1](), "compressed", self.root, self.stamp)
+            where.file(next(iter(networks.values()))(), "compressed", self.root, self.stamp)
         except (ExportError, ParityError):
             return {}
 

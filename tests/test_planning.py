@@ -131,7 +131,7 @@ def test_goal_out_of_reach_says_what_stands_in_the_way(dense: ModelBundle) -> No
 def test_networks_of_microseconds_are_timed_whole_and_that_is_said(dense: ModelBundle) -> None:
     range_ = FakeRange(dense)
     plan = planned(dense, Goal("speedup", 2.0), range_)
-    assert 60 <= range_.crowd <= 100
+    assert 39 <= range_.crowd <= 100
     note = next(note for note in plan.notes if note.startswith("widths were priced by"))
     assert "whole networks that were timed: off by" in note
     before, after = (float(part.split("%")[0]) for part in (note.split("alone are by ")[1], note.split("off by ")[1]))

@@ -113,6 +113,27 @@ def test_candidates_are_traced_only_where_the_stamp_does_not_fit(
     if not fits:
         monkeypatch.setattr(Stamp, "write", refused)
     range_ = Range(dense, IMAGES, "random", LatencyConfig(runtimes=("onnxruntime",)), 0)
-    file = range_._candidate(halved(dense), tmp_path, stamp)
+    file = range_.candidate(halved(dense), tmp_path, stamp)
     assert Path(file.path).exists()
     assert traced == ([] if fits else ["compressed.onnx"])
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_whole_networks_are_timed_together_where_the_stamp_fits(
+    fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dense = bundle_of(randomized(Chain()))
+    if not fits:
+        other = Stamp.write
+        monkeypatch.setattr(Stamp, "write", lambda stamp, _, path: other(stamp, dense, path))  # another one's answers
+    range_ = Range(dense, IMAGES, "random", LatencyConfig(runtimes=("onnxruntime",)), 0)
+    networks = {"half": lambda: halved(dense), "whole": lambda: dense}
+    with range_.opened() as time:
+        found = time.together(networks, 60.0, lambda *_: None)
+        assert time.together({}, 60.0, lambda *_: None) == {}
+    if fits:
+        assert found["whole"] == 1.0
+        assert 0.2 < found["half"] < 1.5
+    else:
+        assert found == {}

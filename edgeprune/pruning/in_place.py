@@ -21,13 +21,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgeprune.errors import PruningError
-from edgeprune.pruning.allocation import choices_of
 from edgeprune.pruning.block_allocation import Choice
 from edgeprune.pruning.prices import Prices, Table
 from edgeprune.pruning.timed import TimedChoices
-from edgeprune.pruning.variants import variants
-from edgeprune.types import ChannelGraph
 
 FEWEST = 24
 """Networks below which nothing is learnt."""
@@ -38,9 +34,6 @@ _SIZES = (0.0025, 0.005, 0.01, 0.02, 0.04)  # of a correction, as a share of the
 _NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)  # of a figure, relative
 _EXACT = 0.05  # of the noise, where the network is the reference itself
 _OUTLIER = 4.0  # standard deviations; a figure beyond was disturbed
-_FAR, _NEAR = (0.3, 0.6, 2), (0.05, 0.4, 1)
-"""How far the time that is drawn around is spread, in logarithms; the share of groups that move, and by how many of the
-widths that they may have: before prices are known, and after."""
 _LEAST_SHARE = 0.02  # of a layer's own figure: no correction makes it free
 
 
@@ -61,82 +54,83 @@ class Placed:
     """
 
     timed: TimedChoices
-    networks: int
+    law: Law
     before: float
     error: float
 
+    @property
+    def networks(self) -> int:
+        """How many the prices rest on."""
+        return len(self.law.shares)
 
-def around(
-    timed: TimedChoices, share: float, count: int, draw: np.random.Generator, *, near: bool
-) -> tuple[Choice, ...]:
-    """Up to `count` different choices near those of a share of the dense time, no block removed, some groups moved.
-
-    `near`: prices are known, and the best of them, as they stand, are among the choices: what a search would pick is
-    what looks too cheap.
-    """
-    groups, choices = timed.graph.groups, choices_of(timed.graph, timed.multiple, timed.rules)
-    spread, moved, furthest = _NEAR if near else _FAR
-    centres = [_centre(timed, share * float(np.exp(at))) for at in np.linspace(-spread, spread / 2, 7)]
-    best = [*centres, *_variants(timed, share, count // 2)] if near else []
-    found: dict[tuple[int, ...], Choice] = {}
-    for turn in range(20 * count):
-        if len(found) == count:
-            break
-        centre = best[turn] if turn < len(best) else centres[draw.integers(len(centres))]
-        widths = {}
-        for group, allowed in zip(groups, choices, strict=True):
-            at = allowed.index(centre[group.name]) if centre.get(group.name) in allowed else 0
-            if turn >= len(best) and draw.random() < moved:
-                at += int(draw.integers(-furthest, furthest + 1))
-            widths[group.name] = allowed[min(max(at, 0), len(allowed) - 1)]
-        found.setdefault(tuple(widths.values()), Choice(widths))
-    return tuple(found.values())
-
-
-def _centre(timed: TimedChoices, share: float) -> dict[str, int]:
-    try:
-        return timed.propose(min(share, 0.99)).widths
-    except PruningError:
-        return {}
-
-
-def _variants(timed: TimedChoices, share: float, count: int) -> list[dict[str, int]]:
-    try:
-        return [each.choice.widths for each in variants(timed, timed.propose(share), share, count)]
-    except PruningError:
-        return []
+    def expected(self, choices: Sequence[Choice]) -> tuple[Table, Table]:
+        """What networks should take, in shares of the reference's time, and how far that may be off (standard
+        deviation of the logarithm), float64 (len(choices),) both. No block is removed."""
+        mean, spread = self.law.expected(self.law.ruler.measured(choices))
+        mean = np.maximum(mean, 1e-3)
+        return mean, spread / mean
 
 
 def placed(timed: TimedChoices, seen: Sequence[Seen]) -> Placed:
     """The same choices with the prices that the networks teach; ValueError for fewer than `FEWEST`."""
     if len(seen) < FEWEST:
         raise ValueError(f"{len(seen)} networks are too few")
-    prices, names = timed.prices(timed.graph), [layer.name for layer in timed.graph.layers]
-    rows = [row for row, name in enumerate(names) if name in timed.tables]
-    dense = float(prices.of_layers(np.zeros(len(timed.graph.groups))).sum())
-    law = _Law.of(timed.graph, prices, rows, dense, seen)
-    law = _likeliest(law)
+    law = _likeliest(Law.of(timed, seen))
     kept = np.abs(law.left_out()) <= _OUTLIER * law.spread()
     if not kept.all() and kept.sum() >= FEWEST:
         law = _likeliest(law.of_some(kept))
     start, scale = law.trend()
-    tables = dict(timed.tables)
-    for place, row in enumerate(rows):
-        outputs, inputs, table = tables[names[row]]
+    tables, dense = dict(timed.tables), law.ruler.dense_ms
+    for place, name in enumerate(law.ruler.names):
+        outputs, inputs, table = tables[name]
         learnt = scale * table + dense * law.correction(place, outputs, inputs)
-        tables[names[row]] = outputs, inputs, np.maximum(learnt, _LEAST_SHARE * table)
+        tables[name] = outputs, inputs, np.maximum(learnt, _LEAST_SHARE * table)
     found = replace(timed, tables=tables, between_ms=max(0.0, start) * dense)
-    return Placed(found, len(seen), *law.errors())
+    return Placed(found, law, *law.errors())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Law:
-    """Figures `shares` (n,) of networks whose layers alone took `alone` (n,) of the dense layers' time.
+class Ruler:
+    """What networks are to the law: the widths of the layers that have a table, and their time alone."""
 
-    `widths` (n, layers, 2): outputs and inputs of the layers that have a table; `alike` (n, n): how much two networks'
-    corrections say of each other. `size`, `noise`: see `_SIZES`.
+    timed: TimedChoices
+    prices: Prices
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    dense_ms: float
+
+    @classmethod
+    def of(cls, timed: TimedChoices) -> Ruler:
+        """For the choices of this network."""
+        prices = timed.prices(timed.graph)
+        named = [(row, layer.name) for row, layer in enumerate(timed.graph.layers) if layer.name in timed.tables]
+        dense_ms = float(prices.of_layers(np.zeros(len(timed.graph.groups))).sum())
+        return cls(timed, prices, tuple(name for _, name in named), tuple(row for row, _ in named), dense_ms)
+
+    def measured(self, choices: Sequence[Choice]) -> tuple[Table, Table]:
+        """Outputs and inputs of the layers (n, layers, 2), and what all layers take alone (n,), in shares of the dense
+        ones' time; float64."""
+        widths, alone = [], []
+        for choice in choices:
+            gone = [group.width - choice.widths.get(group.name, group.width) for group in self.timed.graph.groups]
+            units = np.array(gone, dtype=np.float64)
+            widths.append(np.stack(self.prices.channels(units), axis=1)[list(self.rows)])
+            alone.append(self.prices.of_layers(units).sum() / self.dense_ms)
+        return np.maximum(np.array(widths).round(), 1), np.array(alone)
+
+
+Measured = tuple[Table, Table]
+"""See `Ruler.measured`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Law:
+    """Figures `shares` (n,) of networks (`Ruler.measured`: `widths`, `alone`).
+
+    `alike` (n, n): how much two networks' corrections say of each other. `size`, `noise`: see `_SIZES`.
     """
 
+    ruler: Ruler
     widths: Table
     alike: Table
     alone: Table
@@ -145,21 +139,23 @@ class _Law:
     noise: float = _NOISES[0]
 
     @classmethod
-    def of(cls, graph: ChannelGraph, prices: Prices, rows: Sequence[int], dense: float, seen: Sequence[Seen]) -> _Law:
-        gone = [
-            np.array([g.width - one.choice.widths.get(g.name, g.width) for g in graph.groups], dtype=np.float64)
-            for one in seen
-        ]
-        widths = np.array([np.stack(prices.channels(each), axis=1)[rows] for each in gone])
-        widths = np.maximum(widths.round(), 1)
-        alike = np.zeros((len(seen), len(seen)))
-        for place in range(len(rows)):
-            makes, reads = (_alike(widths[:, place, side], widths[:, place, side]) for side in (0, 1))
-            alike += (makes + reads + makes * reads) / 3
-        alone = np.array([prices.of_layers(each).sum() / dense for each in gone])
-        return cls(widths, alike, alone, np.array([one.share for one in seen]))
+    def of(cls, timed: TimedChoices, seen: Sequence[Seen]) -> Law:
+        """Of networks that were timed."""
+        ruler = Ruler.of(timed)
+        widths, alone = ruler.measured([one.choice for one in seen])
+        return cls(ruler, widths, _all_alike(widths, widths), alone, np.array([one.share for one in seen]))
 
-    def of_some(self, kept: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> _Law:
+    def expected(self, these: Measured) -> tuple[Table, Table]:
+        """Mean and standard deviation of what networks take, in shares of the reference's time."""
+        widths, alone = these
+        basis, spread = _basis(alone), np.array([_START[1], _SCALE[1]])
+        across = self.size**2 * _all_alike(widths, self.widths) + (basis * spread**2) @ _basis(self.alone).T
+        own = self.size**2 * widths.shape[1] + ((basis * spread) ** 2).sum(1)
+        mean = basis @ np.array([_START[0], _SCALE[0]]) + across @ self._weights()
+        known = np.einsum("ij,ji->i", across, np.linalg.solve(self._covariance(), across.T))
+        return mean, np.sqrt(np.maximum(own - known, 1e-12))
+
+    def of_some(self, kept: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Law:
         """The law without some of its networks."""
         alike = self.alike[np.ix_(kept, kept)]
         return replace(self, widths=self.widths[kept], alike=alike, alone=self.alone[kept], shares=self.shares[kept])
@@ -172,7 +168,7 @@ class _Law:
     def trend(self) -> tuple[float, float]:
         """Start and scale."""
         before, spread = np.array([_START[0], _SCALE[0]]), np.array([_START[1], _SCALE[1]])
-        start, scale = before + spread**2 * (self._basis().T @ self._weights())
+        start, scale = before + spread**2 * (_basis(self.alone).T @ self._weights())
         return float(start), float(scale)
 
     def correction(self, place: int, outputs: Sequence[int], inputs: Sequence[int]) -> Table:
@@ -200,26 +196,36 @@ class _Law:
         return float(before.std()), float(self.left_out().std())
 
     def _surprise(self) -> Table:
-        off: Table = self.shares - self._basis() @ np.array([_START[0], _SCALE[0]])
+        off: Table = self.shares - _basis(self.alone) @ np.array([_START[0], _SCALE[0]])
         return off
 
     def _weights(self) -> Table:
         return np.asarray(np.linalg.solve(self._covariance(), self._surprise()), dtype=np.float64)
 
-    def _basis(self) -> Table:
-        return np.stack([np.ones(len(self.alone)), self.alone], axis=1)
-
     def _covariance(self) -> Table:
-        trend = self._basis() @ np.diag([_START[1] ** 2, _SCALE[1] ** 2]) @ self._basis().T
+        trend = _basis(self.alone) @ np.diag([_START[1] ** 2, _SCALE[1] ** 2]) @ _basis(self.alone).T
         noise = self.noise * self.shares * np.where(self.shares == 1, _EXACT, 1)
         found: Table = self.size**2 * self.alike + np.diag(noise**2) + trend
         return found
 
 
-def _likeliest(law: _Law) -> _Law:
+def _likeliest(law: Law) -> Law:
     laws = [replace(law, size=size, noise=noise) for size, noise in itertools.product(_SIZES, _NOISES)]
-    likelihood: Callable[[_Law], float] = _Law.likelihood
+    likelihood: Callable[[Law], float] = Law.likelihood
     return max(laws, key=likelihood)
+
+
+def _basis(alone: Table) -> Table:
+    return np.stack([np.ones(len(alone)), alone], axis=1)
+
+
+def _all_alike(these: Table, those: Table) -> Table:
+    """How much the corrections of networks say of each other, float64 (len(these), len(those)), at most one a layer."""
+    found = np.zeros((len(these), len(those)))
+    for place in range(these.shape[1]):
+        makes, reads = (_alike(these[:, place, side], those[:, place, side]) for side in (0, 1))
+        found += (makes + reads + makes * reads) / 3
+    return found
 
 
 def _alike(these: Table, those: Table) -> Table:
