@@ -7,6 +7,7 @@ together the prices stay those of layers alone, and the plan says which prices i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,11 +36,14 @@ def in_place(
     network_of: Callable[[Choice], ModelBundle],
     console: Console,
 ) -> tuple[TimedChoices, tuple[str, ...]]:
-    """The choices at corrected prices, and a note that says what they rest on; as they were where that cannot be."""
+    """The choices at corrected prices, and a note that says what they rest on; as they were where that cannot be.
+
+    Of the networks that were timed, those that keep to the goal are known to the choices.
+    """
     import numpy as np
 
     from edgeprune.pruning.block_allocation import Choice
-    from edgeprune.pruning.drawing import around, promising
+    from edgeprune.pruning.drawing import around, fast_enough, promising
     from edgeprune.pruning.in_place import FEWEST, Seen, placed
 
     groups = timed.graph.groups
@@ -72,8 +76,11 @@ def in_place(
             learnt = placed(timed, [Seen(choices[key], each) for key, each in found.items()])
     if learnt is None:  # nothing to draw
         return timed, ()
+    known = fast_enough(learnt, list(choices.values()), share)
     told = f"off by {learnt.error:.1%} where layers alone are by {learnt.before:.1%} (standard deviation)"
-    return learnt.timed, (f"widths were priced by {learnt.networks} whole networks that were timed: {told}",)
+    return replace(learnt.timed, known=known), (
+        f"widths were priced by {learnt.networks} whole networks that were timed: {told}",
+    )
 
 
 def _key(choice: Choice) -> str:

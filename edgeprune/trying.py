@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MOST_AIMED = 4
 """Candidates that are measured of a plan that did better: it is near the goal, and in noise each takes long."""
-_MOST_RIVALS = 2
+_PLACES = "best", "second best", "third best"
 """Plans that are aimed, from the best on, before the one that loses least importance is kept."""
 
 
@@ -108,7 +108,7 @@ def best_tried(
     if not found.better:
         return replace(aimed, notes=(*aimed.notes, told("it is the one that loses least importance, too")))
     reasons = [f"the one that loses least importance: {_nats(found.nats[0])}"]
-    for place, number in zip(("best", "second best"), found.better[:_MOST_RIVALS], strict=False):
+    for place, number in zip(_PLACES, found.better, strict=False):
         chosen, nats = rivals[number], found.nats[number]
         better = target.aim(proposals_of(chosen.proposer, share))
         if reached(target.goal, better.timing) < 1:

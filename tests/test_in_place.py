@@ -12,7 +12,7 @@ from test_allocation import chain
 from test_knapsack import scored, timed
 
 from edgeprune.pruning.block_allocation import Choice, Importance
-from edgeprune.pruning.drawing import around, promising
+from edgeprune.pruning.drawing import around, fast_enough, promising
 from edgeprune.pruning.in_place import FEWEST, Placed, Seen, placed
 from edgeprune.pruning.timed import TimedChoices
 from edgeprune.types import ChannelGraph
@@ -137,6 +137,17 @@ def test_what_promises_is_new_and_finds_the_plan_that_loses_least(alone: TimedCh
     found = min(alone.loss(one.choice) for one in known if true_ms(alone, one.choice) <= 0.5 * own)
     assert found <= 1.1 * best
     assert best < 0.9 * alone.loss(alone.propose(0.5)) or true_ms(alone, alone.propose(0.5)) > 0.5 * own
+
+
+def test_what_is_fast_enough_is_told_and_what_loses_least_comes_first(alone: TimedChoices, learnt: Placed) -> None:
+    drawn = [*around(alone, 0.5, 60, np.random.default_rng(0)), whole(alone.graph)]
+    found = fast_enough(learnt, drawn, 0.5)
+    own = true_ms(alone, whole(alone.graph))
+    assert 3 <= len(found) <= 8
+    assert all(true_ms(alone, choice) <= 0.52 * own for choice in found)
+    losses = [alone.loss(choice) for choice in found]
+    assert losses == sorted(losses)
+    assert whole(alone.graph) not in fast_enough(learnt, drawn, 2.0)
 
 
 def test_nothing_promises_where_nothing_is_left(alone: TimedChoices) -> None:

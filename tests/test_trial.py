@@ -153,7 +153,7 @@ def test_a_favourite_that_misses_the_goal_or_meets_it_with_worse_widths_is_not_t
 
 
 @pytest.mark.parametrize("best", [(12, 1.5), (4, 2.05)])
-def test_the_second_best_has_its_turn_and_the_third_has_none(
+def test_the_next_best_have_their_turn_and_the_fourth_has_none(
     monkeypatch: pytest.MonkeyPatch, best: tuple[int, float]
 ) -> None:
     found = chosen_among(monkeypatch, {12: best, 11: (10, 2.02), 9: (9, 2.02)})
@@ -163,7 +163,10 @@ def test_the_second_best_has_its_turn_and_the_third_has_none(
     assert found.notes[1].endswith(
         "; 40 nats at the widths that the second best meets the goal with; the second best, 40 nats, was taken)"
     )
-    kept = chosen_among(monkeypatch, {12: best, 11: (11, 1.5), 9: (9, 2.02)})
+    third = chosen_among(monkeypatch, {12: best, 11: (11, 1.5), 9: (9, 2.02)})
+    assert third.widths == cut(9)
+    assert third.notes[1].endswith("; the second best missed the goal; the third best, 41 nats, was taken)")
+    kept = chosen_among(monkeypatch, {14: (14, 1.5), 12: best, 11: (11, 1.5), 9: (9, 2.02)})
     assert kept.widths == cut(8)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_allocation import chain
@@ -64,3 +66,17 @@ def test_many_groups_are_sampled() -> None:
     weighed = {name for each in found for name in each.proposer.emphasis}
     assert len(weighed) <= 8
     assert np.isfinite([each.lost for each in found]).all()
+
+
+def test_what_is_known_to_be_fast_enough_is_among_them_as_it_is() -> None:
+    graph = chain(64, 96, 64)
+    proposer = timed(graph, Importance("channels", scored(graph)))
+    best = proposer.propose(SHARE)
+    fast, slow = proposer.propose(0.8 * SHARE), proposer.propose(1.5 * SHARE)
+    knowing = dataclasses.replace(proposer, known=(fast, slow, best))
+    found = variants(knowing, best, SHARE, 20)
+    assert [each.choice for each in found].count(best) == 1
+    assert slow not in [each.choice for each in found]
+    (own,) = (each for each in found if each.choice == fast)
+    assert own.lost == pytest.approx(proposer.loss(fast))
+    assert own.proposer.propose(0.1) == own.proposer.propose(0.9) == fast

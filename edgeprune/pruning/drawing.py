@@ -27,6 +27,7 @@ and after."""
 _CENTRES = 6
 _MOVED, _FURTHEST = 0.6, 2  # share of groups that move, and by how many of the widths that they may have
 _POOL, _TURNS = 1500, 3
+_KNOWN = 8
 _NOTHING = 1e-12
 
 
@@ -40,14 +41,21 @@ def promising(
 ) -> tuple[Choice, ...]:
     """Up to `count` choices, none of them seen, that may lose less than what is known to keep to the share."""
     timed = learnt.timed
-    takes, _ = learnt.expected([one.choice for one in seen])
-    fast = [one for one, mean in zip(seen, takes, strict=True) if mean <= share]
-    centres = _centres(timed, share, _NEAR)
-    centres += [one.choice.widths for one in sorted(fast, key=lambda one: timed.plain_loss(one.choice))[:_CENTRES]]
+    fast = fast_enough(learnt, [one.choice for one in seen], share)
+    centres = [*_centres(timed, share, _NEAR), *(choice.widths for choice in fast)]
     known = {tuple(one.choice.widths.values()) for one in seen}
     pool = [each for each in _moved(timed, centres, _POOL, draw) if tuple(each.widths.values()) not in known]
-    least = min((timed.plain_loss(one.choice) for one in fast), default=math.inf)
+    least = timed.plain_loss(fast[0]) if fast else math.inf
     return tuple(pool[at] for at in _best(learnt, pool, share, least)[:count])
+
+
+def fast_enough(learnt: Placed, choices: Sequence[Choice], share: float) -> tuple[Choice, ...]:
+    """Those that should keep to the share of the reference's time and cut something, what loses least first; a few."""
+    groups = learnt.timed.graph.groups
+    mean, _ = learnt.expected(choices)
+    kept = [c for c, takes in zip(choices, mean, strict=True) if takes <= share]
+    cut = [c for c in kept if any(c.widths[group.name] < group.width for group in groups)]
+    return tuple(sorted(cut, key=learnt.timed.plain_loss)[:_KNOWN])
 
 
 def _best(learnt: Placed, pool: Sequence[Choice], share: float, least: float) -> list[int]:

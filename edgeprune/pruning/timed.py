@@ -32,6 +32,7 @@ class TimedChoices:
 
     `emphasis`: what the loss of a group is multiplied by, 1 unless it is named; `block_emphasis` likewise, of all
     blocks (`edgeprune.pruning.variants`). `between_ms`: what runs between the layers, where that is known.
+    `known`: choices that were seen to be as fast as is asked for. `fixed`: what is proposed, whatever is asked.
     """
 
     graph: ChannelGraph
@@ -42,12 +43,16 @@ class TimedChoices:
     emphasis: Mapping[str, float] = field(default_factory=dict)
     block_emphasis: float = 1.0
     between_ms: float | None = None
+    known: tuple[Choice, ...] = ()
+    fixed: Choice | None = None
 
     def propose(self, share: float) -> Choice:
         """The least importance lost for this share of the dense network's time, or the fastest where none is so fast.
 
         Errors: NothingLeftError when nothing goes.
         """
+        if self.fixed is not None:
+            return self.fixed
         budget = share * self._dense_ms()
         order = self._order()
         best: Choice | None = None

@@ -32,7 +32,10 @@ class Variant:
 
 
 def variants(timed: TimedChoices, choice: Choice, share: float, count: int) -> tuple[Variant, ...]:
-    """Up to `count` choices for this share of the dense network's time: `choice`, then those that lose least."""
+    """Up to `count` choices for this share of the dense network's time: `choice`, then those that lose least.
+
+    Among them are those that are known to be fast enough (`TimedChoices.known`), each as it is.
+    """
     found, until = [Variant(timed, choice, timed.loss(choice))], time.monotonic() + _SECONDS
     for proposer in _proposers(timed):
         if time.monotonic() > until:
@@ -44,6 +47,9 @@ def variants(timed: TimedChoices, choice: Choice, share: float, count: int) -> t
         spent = timed.share(other) / share
         if _NEARLY <= spent <= 1 and all(other != each.choice for each in found):
             found.append(Variant(proposer, other, timed.loss(other)))
+    for other in timed.known:
+        if timed.share(other) <= share and all(other != each.choice for each in found):
+            found.append(Variant(dataclasses.replace(timed, fixed=other), other, timed.loss(other)))
     return (found[0], *sorted(found[1:], key=lambda each: each.lost)[: count - 1])
 
 
