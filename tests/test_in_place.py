@@ -92,6 +92,17 @@ def test_a_disturbed_figure_is_left_out(alone: TimedChoices) -> None:
     assert misses(alone, placed(alone, disturbed).timed.share) < 1.5 * misses(alone, placed(alone, drawn).timed.share)
 
 
+def test_shares_are_of_the_reference_however_far_it_is_off_the_law(alone: TimedChoices) -> None:
+    """A dense network that is a fifth slower than its narrow ones say: what they take of its time is what was seen."""
+    drawn = around(alone, 0.5, 60, np.random.default_rng(0))
+    own = 1.2 * true_ms(alone, whole(alone.graph))
+    figures = [Seen(choice, true_ms(alone, choice) / own) for choice in drawn]
+    found = placed(alone, [*figures, Seen(whole(alone.graph), 1.0)])
+    assert found.timed.share(whole(alone.graph)) == pytest.approx(1, abs=0.01)
+    off = [found.timed.share(choice) / (true_ms(alone, choice) / own) - 1 for choice in drawn]
+    assert abs(float(np.median(off))) < 0.01
+
+
 def test_few_networks_teach_nothing(alone: TimedChoices) -> None:
     drawn = around(alone, 0.5, FEWEST - 2, np.random.default_rng(0))
     with pytest.raises(ValueError, match="too few"):

@@ -76,7 +76,7 @@ def placed(timed: TimedChoices, seen: Sequence[Seen]) -> Placed:
     if len(seen) < FEWEST:
         raise ValueError(f"{len(seen)} networks are too few")
     law = _likeliest(Law.of(timed, seen))
-    kept = np.abs(law.left_out()) <= _OUTLIER * law.spread()
+    kept = (np.abs(law.left_out()) <= _OUTLIER * law.spread()) | (law.shares == 1)
     if not kept.all() and kept.sum() >= FEWEST:
         law = _likeliest(law.of_some(kept))
     start, scale = law.trend()
@@ -85,7 +85,7 @@ def placed(timed: TimedChoices, seen: Sequence[Seen]) -> Placed:
         outputs, inputs, table = tables[name]
         learnt = scale * table + dense * law.correction(place, outputs, inputs)
         tables[name] = outputs, inputs, np.maximum(learnt, _LEAST_SHARE * table)
-    found = replace(timed, tables=tables, between_ms=max(0.0, start) * dense)
+    found = replace(timed, tables=tables, between_ms=max(0.0, start) * dense, whole_ms=dense)
     return Placed(found, law, *law.errors())
 
 

@@ -32,6 +32,7 @@ class TimedChoices:
 
     `emphasis`: what the loss of a group is multiplied by, 1 unless it is named; `block_emphasis` likewise, of all
     blocks (`edgeprune.pruning.variants`). `between_ms`: what runs between the layers, where that is known.
+    `whole_ms`: what shares are of, where that is not what the prices say of the dense network.
     `known`: choices that were seen to be as fast as is asked for. `fixed`: what is proposed, whatever is asked.
     """
 
@@ -43,6 +44,7 @@ class TimedChoices:
     emphasis: Mapping[str, float] = field(default_factory=dict)
     block_emphasis: float = 1.0
     between_ms: float | None = None
+    whole_ms: float | None = None
     known: tuple[Choice, ...] = ()
     fixed: Choice | None = None
 
@@ -53,7 +55,7 @@ class TimedChoices:
         """
         if self.fixed is not None:
             return self.fixed
-        budget = share * self._dense_ms()
+        budget = share * self._whole_ms()
         order = self._order()
         best: Choice | None = None
         least = (math.inf, math.inf)
@@ -82,7 +84,7 @@ class TimedChoices:
 
     def share(self, choice: Choice) -> float:
         """The share of the dense network's predicted time that a choice takes."""
-        return self._price(choice) / self._dense_ms()
+        return self._price(choice) / self._whole_ms()
 
     def _widths(self, shorter: ChannelGraph, removed: tuple[str, ...], budget: float) -> Choice:
         if self.importance.scope == "blocks":
@@ -107,6 +109,9 @@ class TimedChoices:
         shorter = without(self.graph, choice.removed)
         gone = [group.width - choice.widths.get(group.name, group.width) for group in shorter.groups]
         return self.prices(shorter).total(np.array(gone, dtype=np.float64))
+
+    def _whole_ms(self) -> float:
+        return self._dense_ms() if self.whole_ms is None else self.whole_ms
 
     def _dense_ms(self) -> float:
         return self.prices(self.graph).total(np.zeros(len(self.graph.groups)))
