@@ -26,6 +26,7 @@ _LONGEST_MS = 4.0
 _PARTS = 0.4, 0.2, 0.2, 0.2
 """Of the networks: each part is drawn around the best that the parts before it know of."""
 _SECONDS = 20.0  # a part may take
+_NOISY, _SLACK = 0.06, 0.002  # prices that are off by more, or by more than layers alone, tell nothing
 
 
 def in_place(
@@ -76,6 +77,8 @@ def in_place(
             learnt = placed(timed, [Seen(choices[key], each) for key, each in found.items()])
     if learnt is None:  # nothing to draw
         return timed, ()
+    if learnt.error > min(learnt.before + _SLACK, _NOISY):
+        return timed, ("whole networks were timed in too much noise to tell more than layers alone",)
     known = fast_enough(learnt, list(choices.values()), share)
     told = f"off by {learnt.error:.1%} where layers alone are by {learnt.before:.1%} (standard deviation)"
     return replace(learnt.timed, known=known), (

@@ -50,8 +50,9 @@ def job(folder: Path, reference: str, *files: str) -> CrowdJob:
 def test_shares_are_of_the_reference(folder: Path) -> None:
     found: dict[int, float] = {}
 
-    def keep(number: int, share: float) -> bool:
+    def keep(number: int, share: float, apart: float) -> bool:
         found[number] = share
+        assert 0 <= apart < 1
         return True
 
     time_crowd(job(folder, "8.onnx", "1.onnx", "8.onnx", "16.onnx"), keep)
@@ -64,7 +65,7 @@ def test_shares_are_of_the_reference(folder: Path) -> None:
 def test_more_than_a_dozen_take_turns_and_time_may_run_out(folder: Path) -> None:
     taken: list[int] = []
 
-    def enough(number: int, share: float) -> bool:
+    def enough(number: int, share: float, apart: float) -> bool:
         taken.append(number)
         return len(taken) < 14
 
@@ -78,6 +79,10 @@ def test_a_file_that_does_not_open_is_an_error_with_the_runtimes_words(folder: P
         time_crowd(job(folder, "1.onnx", "broken.onnx"), lambda *_: True)
 
 
+disturbed: set[str] = set()
+"""Files whose rounds are far apart."""
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """A crowd that takes as long as its file's name says, in a cache of its own; the files that were timed."""
@@ -86,7 +91,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     def fake(job: CrowdJob, found: object) -> None:
         for number, file in enumerate(job.files):
             files.append(Path(file).stem)
-            if not found(number, float(Path(file).stem) / 8):  # type: ignore[operator]
+            if not found(number, float(Path(file).stem) / 8, 0.5 if file in disturbed else 0.01):  # type: ignore[operator]
                 return
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -105,6 +110,15 @@ def test_what_was_timed_is_kept_for_this_network_alone(asked: list[str], folder:
     assert shares(folder, "16") == {"16": 2.0}
     assert asked == ["1", "16"]
     assert shares(folder, "16", network="other") == {"16": 2.0}
+    assert asked == ["1", "16", "16"]
+
+
+def test_a_figure_of_a_bad_minute_serves_and_is_not_kept(
+    asked: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("test_crowd.disturbed", {str(folder / "16.onnx")})
+    assert shares(folder, "1", "16") == {"1": 1 / 8, "16": 2.0}
+    assert shares(folder, "1", "16") == {"1": 1 / 8, "16": 2.0}
     assert asked == ["1", "16", "16"]
 
 
@@ -131,7 +145,7 @@ def test_a_crowd_that_dies_leaves_what_it_found(
     asked: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dies(job: CrowdJob, found: object) -> None:
-        found(0, 0.25)  # type: ignore[operator]
+        found(0, 0.25, 0.01)  # type: ignore[operator]
         raise MeasurementError("died")
 
     alive = places.time_crowd

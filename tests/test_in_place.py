@@ -62,7 +62,7 @@ def test_prices_learn_what_neighbours_cost(alone: TimedChoices, learnt: Placed) 
     assert misses(alone, alone.share) > 0.05
     assert misses(alone, learnt.timed.share) < 0.015
     assert learnt.networks == 81
-    assert learnt.before > 0.05 > 0.02 > learnt.error > 0.005
+    assert learnt.before > 0.03 > 0.02 > learnt.error > 0.005
 
 
 def test_the_start_of_a_network_is_told_from_its_layers(alone: TimedChoices, learnt: Placed) -> None:

@@ -40,14 +40,18 @@ class CrowdJob(Record):
     files: tuple[str, ...]
 
 
-def time_crowd(job: CrowdJob, found: Callable[[int, float], bool]) -> None:
+def time_crowd(job: CrowdJob, found: Callable[[int, float, float], bool]) -> None:
     """Time the job's files on this machine.
 
-    `found` takes the number of a file and its share of the reference's time, a dozen at a time; false from it: no more
-    are wanted. Errors: MeasurementError when the process dies or a file does not run.
+    `found` takes the number of a file, its share of the reference's time, and how far its rounds are apart (median
+    deviation from the share, relative), a dozen at a time; false from it: no more are wanted. Errors: MeasurementError
+    when the process dies or a file does not run.
     """
-    what = f"networks in {job.runtime}"
-    ask("edgeprune.latency.crowd", job, job.threads, what, lambda one: found(one["file"], one["share"]), len(job.files))
+
+    def take(one: Message) -> bool:
+        return found(one["file"], one["share"], one["apart"])
+
+    ask("edgeprune.latency.crowd", job, job.threads, f"networks in {job.runtime}", take, len(job.files))
 
 
 def _work(job: CrowdJob, orphaned: Callable[[], bool]) -> Iterator[Message]:
@@ -72,7 +76,10 @@ def _work(job: CrowdJob, orphaned: Callable[[], bool]) -> Iterator[Message]:
         crowd = {number: opened(job.files[number]) for number in numbers}
         gc.collect()
         rounds = [_round(reference, crowd, draw) for _ in range(_ROUNDS)]
-        yield from ({"file": number, "share": statistics.median(one[number] for one in rounds)} for number in numbers)
+        for number in numbers:
+            share = statistics.median(one[number] for one in rounds)
+            apart = statistics.median(abs(one[number] - share) for one in rounds) / share
+            yield {"file": number, "share": share, "apart": apart}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from edgeprune.latency.local import choose_cores
 from edgeprune.records import Record
 from edgeprune.types import Progress
 
+_STEADY = 0.04
+"""Rounds of a figure that are further apart are of a bad minute: it serves, and is not kept."""
+
 
 class PlaceCache(Record):
     """Shares of the reference's time by a network's key, on one machine in one runtime."""
@@ -52,12 +55,14 @@ def shares_of(
     known = _read(path, bench)
     paths = {key: wanted[key]() for key in wanted if key not in known}
     fresh = {key: 1.0 for key, file in paths.items() if file == beside}
-    missing = [key for key in paths if key not in fresh]
+    missing, steady = [key for key in paths if key not in fresh], dict[str, float]()
     if missing:
         until = time.monotonic() + seconds
 
-        def found(number: int, share: float) -> bool:
+        def found(number: int, share: float, apart: float) -> bool:
             fresh[missing[number]] = share
+            if apart <= _STEADY:
+                steady[missing[number]] = share
             progress(f"timing networks in {bench.runtime}: {number + 1} of {len(missing)}", (number + 1) / len(missing))
             return time.monotonic() < until
 
@@ -73,8 +78,8 @@ def shares_of(
         try:
             time_crowd(job, found)
         finally:
-            if fresh:
-                _keep(path, bench, digest, fresh)
+            if steady:
+                _keep(path, bench, digest, steady)
     return {key: share for key, share in (known | fresh).items() if key in wanted}
 
 

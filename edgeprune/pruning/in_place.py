@@ -49,8 +49,8 @@ class Seen:
 class Placed:
     """Choices priced by what whole networks took.
 
-    `before` and `error`: what prices miss the timed networks by, standard deviation of the logarithm; for `error` each
-    network was left out of what it is set against.
+    `before` and `error`: what prices miss the timed networks by, relative, standard deviation; before, of layers alone,
+    a start and a factor fitted; for `error` each network was left out of what it is set against.
     """
 
     timed: TimedChoices
@@ -192,8 +192,9 @@ class Law:
 
     def errors(self) -> tuple[float, float]:
         """Before and after, see `Placed`."""
-        before = np.log(self.alone / self.shares)
-        return float(before.std()), float(self.left_out().std())
+        basis = _basis(self.alone) / self.shares[:, None]
+        best, *_ = np.linalg.lstsq(basis, np.ones(len(self.shares)), rcond=None)
+        return float((basis @ best).std()), float(self.left_out().std())
 
     def _surprise(self) -> Table:
         off: Table = self.shares - _basis(self.alone) @ np.array([_START[0], _SCALE[0]])
