@@ -13,6 +13,7 @@ from toy_networks import PRUNABLE, SHAPE, Chain, Lambda, Residual, bundle_of, ra
 
 from edgeprune.artifacts import Destination, export_network
 from edgeprune.errors import ExportError
+from edgeprune.latency.local import DEVICE
 from edgeprune.latency.settings import LatencyConfig
 from edgeprune.planning import Range
 from edgeprune.pruning.criteria import random as by_chance
@@ -127,7 +128,7 @@ def test_whole_networks_are_timed_together_where_the_stamp_fits(
     if not fits:
         other = Stamp.write
         monkeypatch.setattr(Stamp, "write", lambda stamp, _, path: other(stamp, dense, path))  # another one's answers
-    range_ = Range(dense, IMAGES, "random", LatencyConfig(runtimes=("onnxruntime",)), 0)
+    range_ = Range(dense, IMAGES, "random", LatencyConfig(runtimes=("onnxruntime",)), 0, DEVICE)
     networks = {"half": lambda: halved(dense), "whole": lambda: dense}
     with range_.opened() as time:
         found = time.together(networks, 60.0, lambda *_: None)
