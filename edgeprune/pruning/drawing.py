@@ -10,6 +10,7 @@ again, and never what looks a little too dear.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ from edgeprune.pruning.timed import TimedChoices
 _FAR, _NEAR = (-0.3, 0.15), (-0.05, 0.08)
 """Between which times plans are drawn around, from the one that is asked for, in logarithms: before prices are known,
 and after."""
-_CENTRES = 6
+_CENTRES, _SECONDS = 6, 8.0  # plans of networks with many groups take seconds each: fewer then
 _MOVED, _FURTHEST = 0.6, 2  # share of groups that move, and by how many of the widths that they may have
 _POOL, _TURNS = 1500, 3
 _KNOWN = 8
@@ -71,9 +72,12 @@ def _best(learnt: Placed, pool: Sequence[Choice], share: float, least: float) ->
 
 
 def _centres(timed: TimedChoices, share: float, between: tuple[float, float]) -> list[Mapping[str, int]]:
-    """Widths of plans for times around this one; uncut where there is none."""
+    """Widths of plans for times around this one, the nearest first; uncut where there is none."""
     found: list[Mapping[str, int]] = []
-    for at in np.linspace(*between, _CENTRES):
+    until = time.monotonic() + _SECONDS
+    for at in sorted(np.linspace(*between, _CENTRES), key=abs):
+        if found and time.monotonic() > until:
+            break
         try:
             found.append(timed.propose(min(share * math.exp(at), 0.99)).widths)
         except PruningError:

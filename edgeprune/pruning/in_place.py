@@ -177,8 +177,9 @@ class Law:
             _alike(np.array(axis, dtype=np.float64), self.widths[:, place, side])
             for side, axis in enumerate((outputs, inputs))
         )
-        alike = (makes[:, None] + reads[None] + makes[:, None] * reads[None]) / 3
-        found: Table = self.size**2 * (alike @ self._weights())
+        weights = self._weights()
+        apart = (makes @ weights)[:, None] + (reads @ weights)[None]
+        found: Table = self.size**2 * (apart + (makes * weights) @ reads.T) / 3
         return found
 
     def left_out(self) -> Table:
