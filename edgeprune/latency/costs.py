@@ -49,7 +49,8 @@ Table = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class CostCache(Record):
-    """Milliseconds of points, by their keys, on one machine in one runtime."""
+    """Figures by their keys, on one machine in one runtime: milliseconds of layers, or shares of the time of `network`
+    (`edgeprune.latency.places`)."""
 
     schema_version: Literal["1"] = "1"
     runtime: str
@@ -58,6 +59,7 @@ class CostCache(Record):
     threads: int
     batch_size: int
     precision: Literal["float32"] = "float32"
+    network: str = ""
     points: dict[str, float]
 
 
@@ -139,7 +141,7 @@ def measured(bench: Bench, wanted: Sequence[Wanted], progress: Progress) -> tupl
 def times_of(bench: Bench, wanted: Sequence[Point], progress: Progress) -> dict[str, float]:
     """Milliseconds of each point by its key, from the cache or timed now. Errors: those of `measured`."""
     points = {point.key(): point for point in wanted}
-    known = dict(_read(bench))
+    known = dict(read_figures(bench.path(), bench))
     missing = [point for key, point in points.items() if key not in known]
     fresh: dict[str, float] = {}
 
@@ -147,7 +149,7 @@ def times_of(bench: Bench, wanted: Sequence[Point], progress: Progress) -> dict[
         fresh[point.key()] = ms
         progress(f"timing layers in {bench.runtime}: {len(fresh)} of {len(missing)}", len(fresh) / len(missing))
         if len(fresh) % _SAVED_EVERY == 0:
-            _keep(bench, fresh)
+            keep_figures(bench.path(), bench, fresh)
 
     if missing:
         try:
@@ -155,7 +157,7 @@ def times_of(bench: Bench, wanted: Sequence[Point], progress: Progress) -> dict[
             device.time_layers(bench.runtime, bench.threads, bench.batch_size, missing, found)
         finally:
             if fresh:
-                _keep(bench, fresh)
+                keep_figures(bench.path(), bench, fresh)
     return {key: (known | fresh)[key] for key in points}
 
 
@@ -242,35 +244,34 @@ def _classes(widths: Iterable[int]) -> dict[int, list[int]]:
     return classes
 
 
-def _read(bench: Bench) -> Mapping[str, float]:
+def read_figures(path: Path, bench: Bench) -> Mapping[str, float]:
     """What the cache has; nothing where it is missing, damaged, or of another version."""
     try:
-        cache = CostCache.model_validate_json(bench.path().read_text(encoding="utf-8"))
+        cache = CostCache.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return {}
     return cache.points if cache.machine == bench.machine() else {}
 
 
-def _keep(bench: Bench, fresh: Mapping[str, float]) -> None:
-    """Add to the cache what was timed; what another run has added meanwhile stays."""
-    path = bench.path()
+def keep_figures(path: Path, bench: Bench, fresh: Mapping[str, float], network: str = "") -> None:
+    """Add to the cache what was timed; what another run has added meanwhile stays. OutputError when that cannot be."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock")):
+    with _locked(path.with_suffix(".lock")):
         cache = CostCache(
             runtime=bench.runtime,
             runtime_version=bench.version(),
             machine=bench.machine(),
             threads=bench.threads,
             batch_size=bench.batch_size,
-            points={**_read(bench), **fresh},
+            network=network,
+            points={**read_figures(path, bench), **fresh},
         )
         write_text(path, cache.to_json())
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold this lock file while the block runs."""
+def _locked(path: Path) -> Iterator[None]:
     with writing(path):
         file = path.open("w")
     with file:

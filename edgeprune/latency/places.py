@@ -9,32 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
-from pydantic import ValidationError
-
-from edgeprune.files import write_text, writing
-from edgeprune.latency.costs import Bench, cache_folder, locked
+from edgeprune.latency.costs import Bench, cache_folder, keep_figures, read_figures
 from edgeprune.latency.crowd import CrowdJob, time_crowd
 from edgeprune.latency.local import choose_cores
-from edgeprune.records import Record
 from edgeprune.types import Progress
 
 _STEADY = 0.04
 """Rounds of a figure that are further apart are of a bad minute: it serves, and is not kept."""
-
-
-class PlaceCache(Record):
-    """Shares of the reference's time by a network's key, on one machine in one runtime."""
-
-    schema_version: Literal["1"] = "1"
-    runtime: str
-    runtime_version: str
-    machine: str
-    threads: int
-    batch_size: int
-    network: str
-    shares: dict[str, float]
 
 
 def shares_of(
@@ -52,7 +34,7 @@ def shares_of(
     """
     digest, beside = reference
     path = _path(bench, digest)
-    known = _read(path, bench)
+    known = read_figures(path, bench)
     paths = {key: wanted[key]() for key in wanted if key not in known}
     fresh = {key: 1.0 for key, file in paths.items() if file == beside}
     missing, steady = [key for key in paths if key not in fresh], dict[str, float]()
@@ -79,35 +61,9 @@ def shares_of(
             time_crowd(job, found)
         finally:
             if steady:
-                _keep(path, bench, digest, steady)
-    return {key: share for key, share in (known | fresh).items() if key in wanted}
+                keep_figures(path, bench, steady, digest)
+    return {key: share for key, share in {**known, **fresh}.items() if key in wanted}
 
 
 def _path(bench: Bench, digest: str) -> Path:
     return cache_folder() / "places" / f"{bench.path().stem}-{digest[:24]}.json"
-
-
-def _read(path: Path, bench: Bench) -> dict[str, float]:
-    """What the cache has; nothing where it is missing, damaged, or of another version."""
-    try:
-        cache = PlaceCache.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
-        return {}
-    return dict(cache.shares) if cache.machine == bench.machine() else {}
-
-
-def _keep(path: Path, bench: Bench, digest: str, fresh: Mapping[str, float]) -> None:
-    """Add to the cache what was timed; what another run has added meanwhile stays."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_suffix(".lock")):
-        cache = PlaceCache(
-            runtime=bench.runtime,
-            runtime_version=bench.version(),
-            machine=bench.machine(),
-            threads=bench.threads,
-            batch_size=bench.batch_size,
-            network=digest,
-            shares={**_read(path, bench), **fresh},
-        )
-        write_text(path, cache.to_json())
