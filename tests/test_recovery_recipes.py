@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,6 +23,15 @@ from edgeprune.recovery.recipes import Lesson, apart, recognised, taught_loss, t
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.types import ModelBundle, Split
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """On several, a busy machine adds in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def settings(recipe: str, **more: object) -> RecoverConfig:
@@ -211,10 +221,30 @@ def test_perturbed_images_weigh_alone_when_they_are_to(teacher: ModelBundle) -> 
     chosen, network = np.arange(16), pruned().network()
     losses = []
     for weight in (0.25, 0.75, 1.0):
-        one = settings("robust-distill", eps="8/255", robust_weight=weight, augment="none")
+        one = settings("robust-distill", eps="8/255", robust_weight=weight, perturbed_share=1, augment="none")
         lesson = Lesson(one, images, labels, teacher_of(teacher.network(), one, images), (0.0, 1.0))
         losses.append(lesson.loss(network.eval(), chosen, 1, torch.Generator().manual_seed(0)).item())
     assert losses[1] - losses[0] == pytest.approx(2 * (losses[2] - losses[1]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "perturbed"),
+    [({}, 12), ({"perturbed_share": 0.5}, 8), ({"perturbed_share": 0.01}, 1), ({"robust_weight": 0.5}, 16)],
+)
+@pytest.mark.parametrize("recipe", ["adversarial", "robust-distill"])
+def test_a_part_of_a_batch_stays_as_it_is(
+    recipe: str, more: dict[str, float], perturbed: int, teacher: ModelBundle
+) -> None:
+    images, labels = images_of(data(16), "cpu"), torch.from_numpy(data(16).labels())
+    one = settings(recipe, eps="8/255", augment="none", **more)
+    lesson = Lesson(one, images, labels, teacher_of(teacher.network(), one, images), (0.0, 1.0))
+    network, seen = pruned().network().train(), list[torch.Tensor]()
+    network.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()) if module.training else None)
+    lesson.loss(network, np.arange(16), 1, torch.Generator().manual_seed(0))
+    (shown,), given = seen, images.batch(np.arange(16))
+    moved = (shown[-16:] - given).abs().flatten(1).amax(1)  # with a share of the clean loss, all are shown twice
+    assert (moved > 0).tolist() == [True] * perturbed + [False] * (16 - perturbed)
+    assert moved.max() <= 8 / 255 + 1e-6
 
 
 def test_a_share_of_the_labels_is_learned_on_perturbed_images_where_it_is_asked_for(teacher: ModelBundle) -> None:

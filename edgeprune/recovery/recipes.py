@@ -5,7 +5,8 @@ et al. 2015), the teacher looking at the very image that the student sees (Beyer
 of perturbed images (Madry et al. 2018; one step: Wong et al. 2020). robust-distill: the student's outputs on perturbed
 images, and on clean ones, follow the teacher's on clean ones; the adversary drives the two apart (TRADES, Zhang et al.
 2019; ARD, Goldblum et al. 2020; RSLAD, Zi et al. 2021), with a share of the labels where they may be looked at. It
-needs none.
+needs none. A quarter of a robust batch stays as it is (mixed batches: Goodfellow et al. 2015, "Explaining and
+harnessing adversarial examples").
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Lesson:
     def loss(self, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:
         """The loss of the images at these positions, network in training mode.
 
-        Where the recipe is robust their adversary takes `steps`; with none, the images are as they are.
+        Where the recipe is robust the adversary of the first of them (`perturbed_of`) takes `steps`; with none, all
+        images are as they are.
         """
         images, settings = self._augmented(positions, generator), self.settings
         labels = self.labels[torch.from_numpy(positions).to(self.labels.device)]
@@ -62,14 +64,16 @@ class Lesson:
                 return taught_loss(network(images).float(), labels, taught, settings)
             assert settings.reach is not None  # the pipeline fills it in, and `recover` refuses without
             adversary = Adversary(settings.reach, steps, self.bounds)
-            driven = self._driven(labels, taught)
+            count = settings.perturbed_of(len(images))
+            driven = self._driven(labels[:count], None if taught is None else taught[:count])
             with self.folding.done():
-                hard = perturb(network, images, driven, adversary, generator)
+                hard = perturb(network, images[:count], driven, adversary, generator)
+            hard = torch.cat([hard, images[count:]]) if count < len(images) else hard
             weight = settings.robust_weight
             if taught is None or weight == 1:
                 return taught_loss(network(hard).float(), labels, taught, settings)
-            clean, moved = network(torch.cat([images, hard])).float().chunk(2)
-            near, far = (taught_loss(each, labels, taught, settings) for each in (clean, moved))
+            both = network(torch.cat([images, hard])).float().chunk(2)
+            near, far = (taught_loss(each, labels, taught, settings) for each in both)
             return (1 - weight) * near + weight * far
 
     def _driven(self, labels: torch.Tensor, taught: torch.Tensor | None) -> Loss:

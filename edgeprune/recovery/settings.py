@@ -14,6 +14,7 @@ Augmentation = Literal["shift", "vary", "none"]
 ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
 _ROBUST_LABELS = 0.3
+_PERTURBED = 0.75
 _DRAWS, _EPOCHS_A_DRAW = 4, 8
 
 
@@ -101,6 +102,14 @@ class RecoverConfig(Section):
         ge=0,
         lt=1,
     )
+    perturbed_share: float | None = setting(
+        None,
+        "Share of each batch that is perturbed in a robust training; the rest stays as it is (default: 0.75; all of it "
+        "where robust_weight is below 1, since every image is then seen both ways).",
+        flag="recover-perturbed",
+        gt=0,
+        le=1,
+    )
     robust_weight: float = setting(
         1.0, "Share of the perturbed images' loss in robust-distill.", flag="recover-robust-weight", gt=0, le=1
     )
@@ -156,6 +165,11 @@ class RecoverConfig(Section):
         if not self.labels:
             return 0.0
         return (_ROBUST_LABELS if self.robust else 0.0) if self.label_weight is None else self.label_weight
+
+    def perturbed_of(self, batch: int) -> int:
+        """Images of a batch of so many that are perturbed: what was asked for, or what suits the recipe."""
+        share = self.perturbed_share or (_PERTURBED if self.robust_weight == 1 else 1.0)
+        return max(1, round(share * batch))
 
     def batch_of(self, images: int) -> int:
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
