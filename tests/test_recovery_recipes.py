@@ -228,10 +228,16 @@ def test_perturbed_images_weigh_alone_when_they_are_to(teacher: ModelBundle) -> 
 
 
 @pytest.mark.parametrize(
-    ("more", "perturbed"),
-    [({}, 12), ({"perturbed_share": 0.5}, 8), ({"perturbed_share": 0.01}, 1), ({"robust_weight": 0.5}, 16)],
+    ("recipe", "more", "perturbed"),
+    [
+        ("robust-distill", {}, 12),
+        ("robust-distill", {"perturbed_share": 0.5}, 8),
+        ("robust-distill", {"perturbed_share": 0.01}, 1),
+        ("robust-distill", {"robust_weight": 0.5}, 16),
+        ("adversarial", {}, 16),
+        ("adversarial", {"perturbed_share": 0.5}, 8),
+    ],
 )
-@pytest.mark.parametrize("recipe", ["adversarial", "robust-distill"])
 def test_a_part_of_a_batch_stays_as_it_is(
     recipe: str, more: dict[str, float], perturbed: int, teacher: ModelBundle
 ) -> None:

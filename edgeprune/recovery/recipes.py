@@ -5,7 +5,7 @@ et al. 2015), the teacher looking at the very image that the student sees (Beyer
 of perturbed images (Madry et al. 2018; one step: Wong et al. 2020). robust-distill: the student's outputs on perturbed
 images, and on clean ones, follow the teacher's on clean ones; the adversary drives the two apart (TRADES, Zhang et al.
 2019; ARD, Goldblum et al. 2020; RSLAD, Zi et al. 2021), with a share of the labels where they may be looked at. It
-needs none. A quarter of a robust batch stays as it is (mixed batches: Goodfellow et al. 2015, "Explaining and
+needs none, and leaves a quarter of each batch as it is (mixed batches: Goodfellow et al. 2015, "Explaining and
 harnessing adversarial examples").
 """
 

@@ -104,8 +104,8 @@ class RecoverConfig(Section):
     )
     perturbed_share: float | None = setting(
         None,
-        "Share of each batch that is perturbed in a robust training; the rest stays as it is (default: 0.75; all of it "
-        "where robust_weight is below 1, since every image is then seen both ways).",
+        "Share of each batch that is perturbed in a robust training; the rest stays as it is (default: 1, in "
+        "robust-distill 0.75, unless robust_weight is below 1: every image is then seen both ways).",
         flag="recover-perturbed",
         gt=0,
         le=1,
@@ -168,8 +168,8 @@ class RecoverConfig(Section):
 
     def perturbed_of(self, batch: int) -> int:
         """Images of a batch of so many that are perturbed: what was asked for, or what suits the recipe."""
-        share = self.perturbed_share or (_PERTURBED if self.robust_weight == 1 else 1.0)
-        return max(1, round(share * batch))
+        mixed = self.recipe == "robust-distill" and self.robust_weight == 1
+        return max(1, round((self.perturbed_share or (_PERTURBED if mixed else 1.0)) * batch))
 
     def batch_of(self, images: int) -> int:
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
