@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from edgeprune.recovery.recipes import Lesson, apart, recognised, taught_loss, t
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.settings import RecoverConfig
 from edgeprune.types import ModelBundle, Split
+
+if TYPE_CHECKING:
+    from edgeprune.types import Ints
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -323,6 +327,36 @@ def test_few_images_make_smaller_batches() -> None:
     assert RecoverConfig(batch_size=64).batch_of(450) == 64
 
 
+@pytest.mark.parametrize(
+    ("recipe", "images", "steps", "more", "size"),
+    [
+        ("robust-distill", 6000, 399, {}, 64),
+        ("robust-distill", 6000, 400, {}, 128),
+        ("robust-distill", 450, 100, {}, 28),
+        ("robust-distill", 6000, 100, {"batch_size": 100}, 100),
+        ("distill", 6000, 100, {}, 128),
+    ],
+)
+def test_a_robust_distillation_of_few_steps_has_twice_as_many(
+    recipe: str, images: int, steps: float, more: dict[str, int], size: int
+) -> None:
+    told = RecoverConfig.model_validate({"recipe": recipe, "eps": "8/255", **more})
+    assert told.in_steps(steps, images).batch_of(images) == size
+
+
+def test_steps_are_halved_by_how_long_the_training_is(teacher: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, own = set[int](), Lesson.loss
+
+    def loss(self: Lesson, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:
+        sizes.add(len(positions))
+        return own(self, network, positions, steps, generator)
+
+    monkeypatch.setattr(Lesson, "loss", loss)
+    config = RecoverConfig(recipe="robust-distill", eps="8/255", epochs=1, precision="float32", augment="none")
+    recover(pruned(), teacher, Task(config, data(1200), 0))
+    assert sizes == {64}  # a sixteenth of what is not held out would be 67
+
+
 def test_images_change_as_suits_the_recipe_unless_told() -> None:
     assert settings("distill").augmentation == settings("adversarial", eps="8/255").augmentation == "shift"
     assert settings("robust-distill", eps="8/255").augmentation == "vary"
@@ -331,15 +365,17 @@ def test_images_change_as_suits_the_recipe_unless_told() -> None:
     assert settings("distill", augment="none", flip=True).changes
 
 
-def test_a_long_robust_distillation_has_more_draws() -> None:
+def test_robust_distillation_has_more_draws_the_longer_it_is() -> None:
     def draws(recipe: str, epochs: float, **more: object) -> int:
         return settings(recipe, eps="8/255", **more).draw_count(epochs)
 
-    assert draws("robust-distill", 0) == draws("robust-distill", 39.9) == 4
+    assert draws("robust-distill", 0) == draws("robust-distill", 6) == 2
+    assert draws("robust-distill", 9) == 3
+    assert draws("robust-distill", 12) == draws("robust-distill", 39.9) == 4
     assert draws("robust-distill", 40) == 5
     assert draws("robust-distill", 100) == 12
     assert draws("robust-distill", 100, draws=0) == 0
-    assert draws("distill", 100) == draws("adversarial", 100) == 4
+    assert draws("distill", 1) == draws("distill", 100) == draws("adversarial", 100) == 4
 
 
 def test_labels_are_a_share_of_robust_distillation_where_they_may_be_looked_at() -> None:

@@ -41,22 +41,21 @@ def affordable(module: nn.Module, train: int) -> int:
     return min(_IMAGES, max(_LEAST, int(_SHARE * _STEP_COST * train / max(1, layers))))
 
 
-def worth_fitting(network: nn.Module, train: Split, task: Task, left: float | None) -> bool:
-    """Whether layers are to be fitted before training: as asked, or where there is little training to come.
-
-    `left`: seconds for it, where the clock decides.
-    """
-    settings = task.settings
+def worth_fitting(task: Task, steps: float) -> bool:
+    """Whether layers are to be fitted before training: as asked, or where there are few training steps to come."""
     if task.kept is None:
         return False
-    if settings.reconstruct is not None:
-        return settings.reconstruct
-    return not settings.trains or _steps(network, train, task, left) <= _FEW_STEPS
+    return steps <= _FEW_STEPS if task.settings.reconstruct is None else task.settings.reconstruct
 
 
-def _steps(network: nn.Module, train: Split, task: Task, left: float | None) -> float:
-    """Training steps that there will be: in `left` seconds, about as many as one that is timed on a copy."""
+def steps_to_come(network: nn.Module, train: Split, task: Task, left: float | None) -> float:
+    """Training steps that there will be, of the usual batch.
+
+    In `left` seconds (None: the epochs decide), about as many as one that is timed on a copy of the network says.
+    """
     settings, batch = task.settings, task.settings.batch_of(len(train))
+    if not settings.trains:
+        return 0.0
     if left is None:
         return settings.epochs * math.ceil(len(train) / batch)
     trial = copy.deepcopy(network)

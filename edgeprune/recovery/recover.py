@@ -23,7 +23,7 @@ from edgeprune.models import digest
 from edgeprune.records import Correction, RecoveryInfo, Unmeasured
 from edgeprune.recovery.adversary import Adversary
 from edgeprune.recovery.calibration import recalibrate
-from edgeprune.recovery.corrections import correct, worth_fitting
+from edgeprune.recovery.corrections import correct, steps_to_come, worth_fitting
 from edgeprune.recovery.held_out import Judged, Jury, hold_out, hold_out_unlabelled
 from edgeprune.recovery.images import images_of, placed
 from edgeprune.recovery.recipes import Lesson, recognised, teacher_of
@@ -91,12 +91,14 @@ def recover(
     before, look = _timed_look(jury, network, robust=settings.trains)
     recalibrate(network, parts[0], task.device, seed=task.seed)
     left = None if settings.minutes is None else 60 * settings.minutes - look - (time.perf_counter() - started)
-    fits = worth_fitting(network, parts[0], task, left)
-    corrections = correct(student, dense, jury, parts[0], task) if fits else ()
+    steps = steps_to_come(network, parts[0], task, left)
+    corrections = correct(student, dense, jury, parts[0], task) if worth_fitting(task, steps) else ()
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
     if settings.trains:
-        workshop, notes = _workshop(guide, parts[0], jury, task, _task_key(task, pruned.digest, teacher.digest))
+        key = _task_key(task, pruned.digest, teacher.digest)
+        task = dataclasses.replace(task, settings=settings.in_steps(steps, len(parts[0])))
+        workshop, notes = _workshop(guide, parts[0], jury, task, key)
         start = jury.judge(network, robust=settings.robust)
         workshop = dataclasses.replace(workshop, before=time.perf_counter() - started, look=look)
         trained = train(network, start, workshop, progress)

@@ -15,7 +15,8 @@ ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
 _ROBUST_LABELS = 0.3
 _PERTURBED = 0.75
-_DRAWS, _EPOCHS_A_DRAW = 4, 8
+_BATCH, _FEW_STEPS = 128, 400
+_DRAWS, _LOOKS_A_DRAW, _EPOCHS_A_DRAW = 4, 3, 8
 
 
 class RecoverConfig(Section):
@@ -34,7 +35,8 @@ class RecoverConfig(Section):
     )
     batch_size: int | None = setting(
         None,
-        "Images a training step (default: a sixteenth of the images, at least 16 and at most 128).",
+        "Images a training step (default: a sixteenth of the images, at least 16 and at most 128, or at most 64 where "
+        "robust-distill has fewer than 400 steps).",
         flag="recover-batch-size",
         gt=1,
     )
@@ -81,7 +83,8 @@ class RecoverConfig(Section):
     draws: int | None = setting(
         None,
         "Draws of the augmentation that take turns, epoch by epoch: the teacher looks at each once (0: always new; "
-        "default: 4, and in robust-distill one for every eight epochs where those are more).",
+        "default: 4; in robust-distill one for every three epochs, at least 2 and at most 4, or for every eight where "
+        "those are more).",
         flag="recover-draws",
         ge=0,
     )
@@ -155,9 +158,11 @@ class RecoverConfig(Section):
 
     def draw_count(self, epochs: float) -> int:
         """How many draws take turns in so many epochs: what was asked for, or what suits the recipe; 0: always new."""
-        if self.draws is None:
-            return max(_DRAWS, int(epochs / _EPOCHS_A_DRAW)) if self.recipe == "robust-distill" else _DRAWS
-        return self.draws
+        if self.draws is not None:
+            return self.draws
+        if self.recipe != "robust-distill":
+            return _DRAWS
+        return max(min(_DRAWS, int(epochs / _LOOKS_A_DRAW)), int(epochs / _EPOCHS_A_DRAW), 2)
 
     @property
     def label_share(self) -> float:
@@ -173,7 +178,14 @@ class RecoverConfig(Section):
 
     def batch_of(self, images: int) -> int:
         """Images a training step, where there are so many in all: few images are to make some steps an epoch, too."""
-        return self.batch_size or max(16, min(128, images // 16))
+        return self.batch_size or max(16, min(_BATCH, images // 16))
+
+    def in_steps(self, steps: float, images: int) -> RecoverConfig:
+        """The settings for a training on so many images of about so many steps of the usual batch: of few steps, there
+        are twice as many, with half of the images each, where that was seen to teach more (robust-distill)."""
+        if self.recipe != "robust-distill" or self.batch_size is not None or steps >= _FEW_STEPS:
+            return self
+        return self.model_copy(update={"batch_size": min(_BATCH // 2, self.batch_of(images))})
 
     @property
     def robust(self) -> bool:
