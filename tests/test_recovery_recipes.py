@@ -344,7 +344,7 @@ def test_a_robust_distillation_of_few_steps_has_twice_as_many(
     assert told.in_steps(steps, images).batch_of(images) == size
 
 
-def test_steps_are_halved_by_how_long_the_training_is(teacher: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_halved_by_how_long_the_training_is(teacher: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, own = set[int](), Lesson.loss
 
     def loss(self: Lesson, network: nn.Module, positions: Ints, steps: int, generator: torch.Generator) -> torch.Tensor:

@@ -42,7 +42,7 @@ def affordable(module: nn.Module, train: int) -> int:
 
 
 def worth_fitting(task: Task, steps: float) -> bool:
-    """Whether layers are to be fitted before training: as asked, or where there are few training steps to come."""
+    """Whether layers are to be fitted first: as asked, or where there are few training steps to come, or none."""
     if task.kept is None:
         return False
     return steps <= _FEW_STEPS if task.settings.reconstruct is None else task.settings.reconstruct
@@ -71,8 +71,7 @@ def steps_to_come(network: nn.Module, train: Split, task: Task, left: float | No
         loss.item()  # an accelerator has come to its end, too
         return time.perf_counter() - started
 
-    found = max(0.0, left) / seconds()
-    return found if found > _FEW_STEPS else max(found, max(0.0, left) / seconds())  # the first one may be a slow start
+    return max(0.0, left) / min(seconds(), seconds())  # the first one may be a slow start
 
 
 def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split, task: Task) -> tuple[Correction, ...]:

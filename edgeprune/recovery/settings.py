@@ -15,7 +15,7 @@ ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
 _ROBUST_LABELS = 0.3
 _PERTURBED = 0.75
-_BATCH, _FEW_STEPS = 128, 400
+_BATCH, _SHORT_STEPS = 128, 400
 _DRAWS, _LOOKS_A_DRAW, _EPOCHS_A_DRAW = 4, 3, 8
 
 
@@ -183,7 +183,7 @@ class RecoverConfig(Section):
     def in_steps(self, steps: float, images: int) -> RecoverConfig:
         """The settings for a training on so many images of about so many steps of the usual batch: of few steps, there
         are twice as many, with half of the images each, where that was seen to teach more (robust-distill)."""
-        if self.recipe != "robust-distill" or self.batch_size is not None or steps >= _FEW_STEPS:
+        if self.recipe != "robust-distill" or self.batch_size is not None or steps >= _SHORT_STEPS:
             return self
         return self.model_copy(update={"batch_size": min(_BATCH // 2, self.batch_of(images))})
 
