@@ -109,12 +109,13 @@ def opened(name: str, options: argparse.Namespace, console: TerminalConsole) -> 
     return Case(name, dense, train, test, range_, options.criterion, console)
 
 
-def ours(case: Case, goal: Goal, changes: dict[str, Any]) -> ModelBundle:
-    """edgeprune's plan for the goal."""
+def ours(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBundle, tuple[str, ...]]:
+    """What edgeprune's plan for the goal leaves, and the notes of the plan."""
     graph = trace(case.dense)
     settings = PruneConfig(criterion=case.criterion, **changes)
     wish = Wish(goal, settings, 8, Rules(settings.ranking), case.train, 0, "cpu")
-    return apply(plan_for(case.dense, graph, wish, case.range, case.console), case.dense, graph)
+    found = plan_for(case.dense, graph, wish, case.range, case.console)
+    return apply(found, case.dense, graph), found.notes
 
 
 def stock(case: Case, ratio: float, changes: dict[str, Any]) -> ModelBundle:
@@ -134,7 +135,7 @@ def stock(case: Case, ratio: float, changes: dict[str, Any]) -> ModelBundle:
     return dataclasses.replace(case.dense, module=module.eval(), digest=digest(module))
 
 
-def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> ModelBundle:
+def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBundle, tuple[str, ...]]:
     """The peer at the pruning ratio whose network was measured to meet the goal, found as edgeprune finds its own."""
     whole = macs(case.dense.module, case.dense.input_shape)
     made: dict[float, tuple[ModelBundle, float]] = {}
@@ -157,7 +158,7 @@ def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> ModelBundle:
         found = aim_among(
             goal, Proposals(propose, lambda ratio: at(ratio)[1]), lambda ratio: timed(at(ratio)[0], known)
         )
-    return at(found.widths)[0]
+    return at(found.widths)[0], found.notes
 
 
 def macs(module: nn.Module, shape: tuple[int, int, int]) -> float:
@@ -202,9 +203,9 @@ class Study:
 def plan(study: Study, case: Case, key: str, arm: str, speedup: float) -> None:
     """Cut the network for the goal; what it lost. An arm that breaks the network is noted with its error."""
     started, goal = time.perf_counter(), Goal("speedup", speedup)
-    choose: Callable[..., ModelBundle] = ours if arm in OURS else aimed_peer
+    choose: Callable[..., tuple[ModelBundle, tuple[str, ...]]] = ours if arm in OURS else aimed_peer
     try:
-        pruned = choose(case, goal, (OURS | PEERS)[arm])
+        pruned, notes = choose(case, goal, (OURS | PEERS)[arm])
         share = macs(pruned.module, pruned.input_shape) / macs(case.dense.module, pruned.input_shape)
     except Exception as error:  # a peer may cut a network so that it no longer runs: that is its result
         if arm in OURS:
@@ -214,7 +215,7 @@ def plan(study: Study, case: Case, key: str, arm: str, speedup: float) -> None:
     path = study.file(key)
     path.parent.mkdir(exist_ok=True)
     torch.save(pruned.module, path)
-    figures = {"macs": share, "kept_weights": kept_weights(pruned, case.dense)}
+    figures = {"macs": share, "kept_weights": kept_weights(pruned, case.dense), "notes": notes}
     study.note(key, "plan", {**figures, "planning_s": time.perf_counter() - started})
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.pruning.timed import TimedChoices
     from edgeprune.types import ModelBundle
 
-_LONGEST_MS = 4.0
+_LONGEST_MS = 2.0
 """Of the layers of the dense network: beyond, layers cost what they cost alone, and networks take long to time."""
 _PARTS = 0.4, 0.2, 0.2, 0.2
 """Of the networks: each part is drawn around the best that the parts before it know of."""

@@ -24,7 +24,7 @@ from edgeprune.latency.settings import LatencyConfig
 from edgeprune.placing import in_place
 from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
 from edgeprune.sweeping.sharing import Shared, digest_of
-from edgeprune.trying import Target, best_tried, opened_trial, or_uniform, proposals_of
+from edgeprune.trying import Target, best_tried, opened_trial, or_short, or_uniform, proposals_of
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
     `gauge` is used for goals in time only. Errors: PruningError when nothing can go, UsageError for limits that
     contradict each other.
     """
-    from edgeprune.pruning.aim import Proposals, reached
+    from edgeprune.pruning.aim import Proposals, just_short, reached
     from edgeprune.pruning.block_allocation import Choice, by_budget, macs_after, without
     from edgeprune.pruning.importance import importance_of
     from edgeprune.pruning.plan import choose, plan_of, sketch
@@ -352,8 +352,9 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
             if trial is not None:
                 aimed = best_tried(target, aimed, timed, trial, network_of, wish.settings.trials)
                 aimed = or_uniform(target, aimed, timed, trial, network_of)
+                aimed = or_short(target, aimed, timed, trial, network_of)
     notes, choice = (*aimed.notes, *said), aimed.widths
-    if reached(goal, aimed.timing) < 1 and wish.settings.scope != "blocks":
+    if reached(goal, aimed.timing) < 1 and not just_short(goal, aimed.timing) and wish.settings.scope != "blocks":
         notes = (*notes, *obstacles(without(graph, choice.removed), choice.widths, multiple, rules))
     return plan_with(choice).model_copy(update={"notes": notes})
 

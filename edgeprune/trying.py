@@ -2,14 +2,15 @@
 
 Promise: a choice is written down with what it rests on. The networks that were tried are thrown away: recovery begins
 anew. A plan that does better in its trial and then misses the goal, or meets it with widths that do worse, is not
-taken: the next best has its turn.
+taken: the next best has its turn. A plan that is short of a speed-up, within the tolerance of the goal, is taken only
+where it does clearly better, and says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,25 +28,35 @@ if TYPE_CHECKING:
 
 _MOST_AIMED = 4
 """Candidates that are measured of a plan that did better: it is near the goal, and in noise each takes long."""
-_PLACES = "best", "second best", "third best"
+_PLACES = "best", "second best", "third best", "fourth best", "fifth best"
 """Plans that are aimed, from the best on, before the one that loses least importance is kept."""
+_MOST_SHORT = 8
+_CLEARLY = 0.9
+"""Of the distance from the dense network: what is short of a speed-up must come so much nearer to be taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A goal, and how choices are timed for it: the longer, the less settled the figure is. `how` stands in notes."""
+    """A goal, and how choices are timed for it: the longer, the less settled the figure is. `how` stands in notes.
+
+    `short`: what was timed on the way and is just short of the goal.
+    """
 
     goal: Goal
     time: Callable[[Choice, Callable[[Timing], bool]], Timing]
     how: str
     console: Console
+    short: list[tuple[Choice, Timing]] = field(default_factory=list)
 
     def aim(self, proposals: Proposals[Choice]) -> Aimed[Choice]:
         """The choice that meets the goal, of those that are proposed."""
-        from edgeprune.pruning.aim import aim_among, settled
+        from edgeprune.pruning.aim import aim_among, just_short, settled
 
         def measure(choice: Choice) -> Timing:
-            return self.time(choice, partial(settled, self.goal))
+            timing = self.time(choice, partial(settled, self.goal))
+            if just_short(self.goal, timing) and all(choice != other for other, _ in self.short):
+                self.short.append((choice, timing))
+            return timing
 
         with self.console.task(f"aiming at {self.goal.kind} {self.goal.value:g}") as progress:
             return aim_among(self.goal, proposals, measure, how=self.how, progress=progress)
@@ -53,15 +64,28 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tried:
-    """How far each variant stayed from the dense network, in nats; the first is the one that loses least importance."""
+    """How far each variant stayed from the dense network, in nats, and the importance that it loses; the first is the
+    one that was aimed at the goal."""
 
     nats: tuple[float, ...]
+    lost: tuple[float, ...]
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """What variants are ranked by, less is better: see `_score`."""
+        return tuple(_score(*each) for each in zip(self.nats, self.lost, strict=True))
 
     @property
     def better(self) -> tuple[int, ...]:
         """Those that did better than the first, the best first."""
-        order = sorted(range(len(self.nats)), key=self.nats.__getitem__)
-        return tuple(number for number in order if self.nats[number] < self.nats[0])
+        order = sorted(range(len(self.scores)), key=self.scores.__getitem__)
+        return tuple(number for number in order if self.scores[number] < self.scores[0])
+
+
+def _score(nats: float, lost: float) -> float:
+    """Two judges in one figure, less is better: what importance says knows nothing of the images, and a trial of two
+    passes is early: it is lenient with a layer that is too narrow to learn more later."""
+    return nats * (1 + lost)
 
 
 def proposals_of(timed: TimedChoices, first: float | None = None) -> Proposals[Choice]:
@@ -118,7 +142,7 @@ def best_tried(
             with console.task("trying the plan that meets the goal"):
                 nats = trial.distance(network_of(better.widths))
             reasons.append(f"{_nats(nats)} at the widths that the {place} meets the goal with")
-        if nats < found.nats[0]:
+        if _score(nats, timed.plain_loss(better.widths)) < found.scores[0]:
             taken = () if place == "best" else (f"the {place}, {_nats(nats)}, was taken",)
             return replace(better, notes=(*better.notes, told("; ".join((*reasons, *taken)))))
     reasons.append("the one that loses least importance was kept")
@@ -155,6 +179,42 @@ def or_uniform(
     return replace(best, notes=(*best.notes, f"uniform widths meet the goal, too, and {told}"))
 
 
+def or_short(
+    target: Target,
+    aimed: Aimed[Choice],
+    timed: TimedChoices,
+    trial: Trial,
+    network_of: Callable[[Choice], ModelBundle],
+) -> Aimed[Choice]:
+    """`aimed`, or the best of the plans that are just short of the speed-up, where both judges prefer it (`_score`): it
+    loses less importance, and does clearly better in a trial.
+
+    Kernels have steps: a plan that is a percent short of the goal may keep a step more than any that meets it.
+    """
+    from edgeprune.pruning.aim import TOLERANCE, Aimed, reached
+
+    if reached(target.goal, aimed.timing) < 1 or not target.short:
+        return aimed
+    lost = timed.plain_loss(aimed.widths)
+    near = [(timed.plain_loss(choice), choice, timing) for choice, timing in target.short]
+    near = sorted((one for one in near if one[0] < lost), key=lambda one: one[0])[:_MOST_SHORT]
+    if not near:
+        return aimed
+    with target.console.task("trying plans that are just short of the goal"):
+        ours = trial.distance(network_of(aimed.widths))
+        found = tuple(trial.distance(network_of(choice)) for _, choice, _ in near)
+    best = min(range(len(near)), key=lambda number: _score(found[number], near[number][0]))
+    nats, (_, choice, timing) = found[best], near[best]
+    if not nats < _CLEARLY * ours:
+        return aimed
+    told = (
+        f"the speed-up is {1 - reached(target.goal, timing):.1%} short of the goal, within the {TOLERANCE:.0%} that it "
+        f"is met by: {_nats(nats)} from the dense network in a trial, where the best plan that reaches the goal "
+        f"({aimed.timing.speedup:.2f}x) stayed {_nats(ours)} away"
+    )
+    return Aimed(choice, timing, (told, f"{target.how}: {timing.speedup:.2f}x, p50 {timing.latency_ms:.3g} ms"))
+
+
 def tried(
     variants: Sequence[Variant], trial: Trial, network_of: Callable[[Choice], ModelBundle], progress: Progress
 ) -> Tried:
@@ -164,11 +224,12 @@ def tried(
         said = f", the best so far at {min(found):.3g} nats" if found else ""
         progress(f"plan {len(found) + 1} of {len(variants)}{said}", len(found) / len(variants))
         found.append(trial.distance(network_of(variant.choice)))
-    return Tried(tuple(found))
+    return Tried(tuple(found), tuple(variant.lost for variant in variants))
 
 
 def _note(found: Tried, trial: Trial, reason: str) -> str:
-    told = f"{_nats(min(found.nats))} from the dense network's answers on {len(trial.jury.split)} held-out images"
+    best = found.nats[min(range(len(found.nats)), key=found.scores.__getitem__)]
+    told = f"{_nats(best)} from the dense network's answers on {len(trial.jury.split)} held-out images"
     after = f"after {trial.passes} {'pass' if trial.passes == 1 else 'passes'} of {trial.images} images"
     return f"the best of {len(found.nats)} plans of one predicted time {after}: {told} ({reason})"
 

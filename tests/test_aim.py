@@ -13,7 +13,7 @@ from test_allocation import chain, scores_of
 
 from edgeprune.errors import PruningError
 from edgeprune.latency.measure import QUICK_LOOKS
-from edgeprune.pruning.aim import TOLERANCE, Timing, aim, reached, settled
+from edgeprune.pruning.aim import TOLERANCE, Timing, aim, just_short, reached, settled
 from edgeprune.pruning.allocation import macs_of
 from edgeprune.types import ChannelGraph, Goal, Scores
 
@@ -254,3 +254,21 @@ def test_latency_goal_is_decided_by_the_interval_of_the_latency() -> None:
     timing = Timing(1.0, 4.0, (0.5, 2.0), (3.99, 4.01))
     assert settled(Goal("latency_ms", 4.0), timing)
     assert not settled(Goal("latency_ms", 4.0), Timing(1.0, 4.0, (1.0, 1.0), (3.0, 5.0)))
+
+
+@pytest.mark.parametrize(
+    ("speedup", "interval", "short"),
+    [
+        (1.98, (1.97, 1.99), True),
+        (1.98, (1.93, 2.03), False),  # nobody knows
+        (1.955, (1.945, 1.965), False),  # a second measurement would miss the tolerance
+        (2.0, (1.99, 2.01), False),  # it is met
+        (1.975, (1.93, 1.98), False),  # it may be further off than the tolerance
+    ],
+)
+def test_a_speed_up_may_be_just_short(speedup: float, interval: tuple[float, float], short: bool) -> None:
+    assert just_short(Goal("speedup", 2.0), Timing(speedup, 1.0, interval)) is short
+
+
+def test_a_latency_is_a_limit() -> None:
+    assert not just_short(Goal("latency_ms", 1.0), Timing(2.0, 1.01, (2.0, 2.0), (1.005, 1.015)))

@@ -22,6 +22,7 @@ TOLERANCE = 0.03
 MEASURED = "aimed on candidates before recovery"
 _MIDDLE = 1 + TOLERANCE / 4  # what is aimed at: a hair faster than the goal
 _MOST_MET = 1 + 2 * TOLERANCE / 3  # up to here nothing nearer is looked for: a second measurement has room left
+_LEAST_MET = 2 - _MOST_MET  # a speed-up may be short by so much, where that is worth it: likewise
 _TRIES = 7
 _SLOPES = 0.3, 4.0  # how fast a speed-up may rise as MACs fall, in logarithms: what tries are held to
 _SLOPE = 0.9, 0.5  # what it is before anything was seen, and how far it may be off
@@ -153,6 +154,16 @@ def aim_among(
 def reached(goal: Goal, timing: Timing) -> float:
     """Share of the goal that a timing reaches: 1 is exactly met, above 1 is faster."""
     return timing.speedup / goal.value if goal.kind == "speedup" else goal.value / timing.latency_ms
+
+
+def just_short(goal: Goal, timing: Timing) -> bool:
+    """Whether a timing is known to lie below the goal by so little that it is met within the tolerance: speed-ups only.
+
+    A latency is a limit, which nothing may exceed; a speed-up is a wish.
+    """
+    low, _ = bounds(goal, timing)
+    share = reached(goal, timing)
+    return goal.kind == "speedup" and _LEAST_MET <= share < 1 and low >= 1 - TOLERANCE and sure(goal, timing)
 
 
 def settled(goal: Goal, timing: Timing) -> bool:
