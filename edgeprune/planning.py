@@ -24,7 +24,7 @@ from edgeprune.latency.settings import LatencyConfig
 from edgeprune.placing import in_place
 from edgeprune.records import Artifact, LatencyFile, PrunePlan, QuickRatio, Record, Side
 from edgeprune.sweeping.sharing import Shared, digest_of
-from edgeprune.trying import Target, best_tried, opened_trial, or_short, or_uniform, proposals_of
+from edgeprune.trying import Contest, Target, best_tried, opened_trial, or_short, or_uniform, proposals_of
 from edgeprune.types import ChannelGraph, Goal, ModelBundle, Split
 
 if TYPE_CHECKING:
@@ -350,9 +350,9 @@ def plan_for(bundle: ModelBundle, graph: ChannelGraph, wish: Wish, gauge: Gauge,
             aimed = target.aim(proposals_of(timed))
             trial = opened_trial(bundle, graph, wish)
             if trial is not None:
-                aimed = best_tried(target, aimed, timed, trial, network_of, wish.settings.trials)
-                aimed = or_uniform(target, aimed, timed, trial, network_of)
-                aimed = or_short(target, aimed, timed, trial, network_of)
+                contest = Contest(target, timed, trial, network_of)
+                aimed = best_tried(contest, aimed, wish.settings.trials)
+                aimed = or_short(contest, or_uniform(contest, aimed))
     notes, choice = (*aimed.notes, *said), aimed.widths
     if reached(goal, aimed.timing) < 1 and not just_short(goal, aimed.timing) and wish.settings.scope != "blocks":
         notes = (*notes, *obstacles(without(graph, choice.removed), choice.widths, multiple, rules))

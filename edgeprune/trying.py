@@ -63,6 +63,20 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Contest:
+    """What plans are set against each other by: the goal, what they lose, and the trial of the network that each is."""
+
+    target: Target
+    timed: TimedChoices
+    trial: Trial
+    network_of: Callable[[Choice], ModelBundle]
+
+    def distance(self, choice: Choice) -> float:
+        """How far its network stays from the dense one in the trial, in nats."""
+        return self.trial.distance(self.network_of(choice))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tried:
     """How far each variant stayed from the dense network, in nats, and the importance that it loses; the first is the
     one that was aimed at the goal."""
@@ -76,10 +90,14 @@ class Tried:
         return tuple(_score(*each) for each in zip(self.nats, self.lost, strict=True))
 
     @property
+    def order(self) -> tuple[int, ...]:
+        """All of them, the best first."""
+        return tuple(sorted(range(len(self.scores)), key=self.scores.__getitem__))
+
+    @property
     def better(self) -> tuple[int, ...]:
         """Those that did better than the first, the best first."""
-        order = sorted(range(len(self.scores)), key=self.scores.__getitem__)
-        return tuple(number for number in order if self.scores[number] < self.scores[0])
+        return tuple(number for number in self.order if self.scores[number] < self.scores[0])
 
 
 def _score(nats: float, lost: float) -> float:
@@ -105,14 +123,7 @@ def opened_trial(bundle: ModelBundle, graph: ChannelGraph, wish: Wish) -> Trial 
     return Trial.opened(bundle, graph.macs, wish.train, wish.seed, wish.trials_on)
 
 
-def best_tried(
-    target: Target,
-    aimed: Aimed[Choice],
-    timed: TimedChoices,
-    trial: Trial,
-    network_of: Callable[[Choice], ModelBundle],
-    count: int,
-) -> Aimed[Choice]:
+def best_tried(contest: Contest, aimed: Aimed[Choice], count: int) -> Aimed[Choice]:
     """`aimed`, or what is aimed anew with the weights of a variant that did better in its trial.
 
     A plan that misses the goal is the fastest there is, and has no rivals.
@@ -120,6 +131,7 @@ def best_tried(
     from edgeprune.pruning.aim import TOLERANCE, reached
     from edgeprune.pruning.variants import variants
 
+    target, timed = contest.target, contest.timed
     if reached(target.goal, aimed.timing) < 1:
         return aimed
     share, console = timed.share(aimed.widths) * (1 + TOLERANCE), target.console
@@ -127,8 +139,8 @@ def best_tried(
         rivals = variants(timed, aimed.widths, share, count)
         if len(rivals) < 2:
             return aimed
-        found = tried(rivals, trial, network_of, progress)
-    told = partial(_note, found, trial)
+        found = tried(rivals, contest, progress)
+    told = partial(_note, found, contest.trial)
     if not found.better:
         return replace(aimed, notes=(*aimed.notes, told("it is the one that loses least importance, too")))
     reasons = [f"the one that loses least importance: {_nats(found.nats[0])}"]
@@ -140,7 +152,7 @@ def best_tried(
             continue
         if better.widths != chosen.choice:  # the goal as measured asked for other widths, which nobody has tried
             with console.task("trying the plan that meets the goal"):
-                nats = trial.distance(network_of(better.widths))
+                nats = contest.distance(better.widths)
             reasons.append(f"{_nats(nats)} at the widths that the {place} meets the goal with")
         if _score(nats, timed.plain_loss(better.widths)) < found.scores[0]:
             taken = () if place == "best" else (f"the {place}, {_nats(nats)}, was taken",)
@@ -149,13 +161,7 @@ def best_tried(
     return replace(aimed, notes=(*aimed.notes, told("; ".join(reasons))))
 
 
-def or_uniform(
-    target: Target,
-    aimed: Aimed[Choice],
-    timed: TimedChoices,
-    trial: Trial,
-    network_of: Callable[[Choice], ModelBundle],
-) -> Aimed[Choice]:
+def or_uniform(contest: Contest, aimed: Aimed[Choice]) -> Aimed[Choice]:
     """`aimed`, or uniform widths (every group loses the same share) where those meet the goal and do better in a trial.
 
     What is optimised leans on the timed layers, errors included: of two plans it takes the one that is thought to be
@@ -163,6 +169,7 @@ def or_uniform(
     """
     from edgeprune.pruning.aim import reached
 
+    target, timed = contest.target, contest.timed
     if reached(target.goal, aimed.timing) < 1 or timed.importance.scope == "blocks" or timed.rules.ranking == "local":
         return aimed
     proposer = replace(timed, rules=replace(timed.rules, ranking="local"))
@@ -171,7 +178,7 @@ def or_uniform(
     if reached(target.goal, uniform.timing) < 1 or uniform.widths == aimed.widths:
         return aimed
     with target.console.task("trying uniform widths beside the plan"):
-        ours, other = (trial.distance(network_of(each.widths)) for each in (aimed, uniform))
+        ours, other = (contest.distance(each.widths) for each in (aimed, uniform))
     nearer = other < ours
     side = "nearer to" if nearer else "further from"
     told = f"stayed {side} the dense network in a trial: {_nats(other)} for {_nats(ours)}"
@@ -179,13 +186,7 @@ def or_uniform(
     return replace(best, notes=(*best.notes, f"uniform widths meet the goal, too, and {told}"))
 
 
-def or_short(
-    target: Target,
-    aimed: Aimed[Choice],
-    timed: TimedChoices,
-    trial: Trial,
-    network_of: Callable[[Choice], ModelBundle],
-) -> Aimed[Choice]:
+def or_short(contest: Contest, aimed: Aimed[Choice]) -> Aimed[Choice]:
     """`aimed`, or the best of the plans that are just short of the speed-up, where both judges prefer it (`_score`): it
     loses less importance, and does clearly better in a trial.
 
@@ -193,18 +194,18 @@ def or_short(
     """
     from edgeprune.pruning.aim import TOLERANCE, Aimed, reached
 
-    if reached(target.goal, aimed.timing) < 1 or not target.short:
+    target, lost = contest.target, contest.timed.plain_loss
+    if reached(target.goal, aimed.timing) < 1:
         return aimed
-    lost = timed.plain_loss(aimed.widths)
-    near = [(timed.plain_loss(choice), choice, timing) for choice, timing in target.short]
-    near = sorted((one for one in near if one[0] < lost), key=lambda one: one[0])[:_MOST_SHORT]
+    near = sorted(target.short, key=lambda one: lost(one[0]))[:_MOST_SHORT]
+    near = [(choice, timing) for choice, timing in near if lost(choice) < lost(aimed.widths)]
     if not near:
         return aimed
     with target.console.task("trying plans that are just short of the goal"):
-        ours = trial.distance(network_of(aimed.widths))
-        found = tuple(trial.distance(network_of(choice)) for _, choice, _ in near)
-    best = min(range(len(near)), key=lambda number: _score(found[number], near[number][0]))
-    nats, (_, choice, timing) = found[best], near[best]
+        ours = contest.distance(aimed.widths)
+        found = Tried(tuple(contest.distance(choice) for choice, _ in near), tuple(lost(choice) for choice, _ in near))
+    best = found.order[0]
+    nats, (choice, timing) = found.nats[best], near[best]
     if not nats < _CLEARLY * ours:
         return aimed
     told = (
@@ -215,21 +216,19 @@ def or_short(
     return Aimed(choice, timing, (told, f"{target.how}: {timing.speedup:.2f}x, p50 {timing.latency_ms:.3g} ms"))
 
 
-def tried(
-    variants: Sequence[Variant], trial: Trial, network_of: Callable[[Choice], ModelBundle], progress: Progress
-) -> Tried:
+def tried(variants: Sequence[Variant], contest: Contest, progress: Progress) -> Tried:
     """Train the network of every variant a little."""
     found: list[float] = []
     for variant in variants:
         said = f", the best so far at {min(found):.3g} nats" if found else ""
         progress(f"plan {len(found) + 1} of {len(variants)}{said}", len(found) / len(variants))
-        found.append(trial.distance(network_of(variant.choice)))
+        found.append(contest.distance(variant.choice))
     return Tried(tuple(found), tuple(variant.lost for variant in variants))
 
 
 def _note(found: Tried, trial: Trial, reason: str) -> str:
-    best = found.nats[min(range(len(found.nats)), key=found.scores.__getitem__)]
-    told = f"{_nats(best)} from the dense network's answers on {len(trial.jury.split)} held-out images"
+    best = _nats(found.nats[found.order[0]])
+    told = f"{best} from the dense network's answers on {len(trial.jury.split)} held-out images"
     after = f"after {trial.passes} {'pass' if trial.passes == 1 else 'passes'} of {trial.images} images"
     return f"the best of {len(found.nats)} plans of one predicted time {after}: {told} ({reason})"
 

@@ -221,7 +221,9 @@ def chosen_among(monkeypatch: pytest.MonkeyPatch, aimed: dict[int, tuple[int, fl
     timed: Any = SimpleNamespace(share=lambda _: 0.5, plain_loss=lambda _: 2.0)
     monkeypatch.setattr("edgeprune.pruning.variants.variants", lambda *_: [rival(8), *map(rival, aimed)])
     trial: Any = Fake(1.0)
-    return trying.best_tried(target, Aimed(cut(8), Timing(2.01, 1.0), ("before",)), timed, trial, network_of, 4)
+    return trying.best_tried(
+        trying.Contest(target, timed, trial, network_of), Aimed(cut(8), Timing(2.01, 1.0), ("before",)), 4
+    )
 
 
 @dataclass(frozen=True)
@@ -257,13 +259,13 @@ def test_uniform_widths_are_taken_where_they_meet_the_goal_and_do_better(
 ) -> None:
     target, network_of = made_up(monkeypatch, {width: (width, speedup)})
     aimed, timed, trial = Aimed(cut(8), Timing(2.01, 1.0), ("before",)), cast(Any, Timed(width)), cast(Any, Fake(1.0))
-    found = trying.or_uniform(target, aimed, timed, trial, network_of)
+    found = trying.or_uniform(trying.Contest(target, timed, trial, network_of), aimed)
     assert found.widths == cut(chosen)
     assert (found.notes[-1] == f"uniform widths meet the goal, too, and {said}") is bool(said)
     local = cast(Any, replace(timed, rules=Rules("local")))
-    assert trying.or_uniform(target, aimed, local, trial, network_of) is aimed
+    assert trying.or_uniform(trying.Contest(target, local, trial, network_of), aimed) is aimed
     missed = replace(aimed, timing=Timing(1.9, 1.0))
-    assert trying.or_uniform(target, missed, timed, trial, network_of) is missed
+    assert trying.or_uniform(trying.Contest(target, timed, trial, network_of), missed) is missed
 
 
 SHORT = Timing(1.98, 1.0, (1.97, 1.99))
@@ -286,7 +288,7 @@ def test_what_is_just_short_is_taken_where_it_does_clearly_better_and_says_so(
     target, network_of = made_up(monkeypatch, {})
     target.short.extend((cut(width), SHORT) for width in short)
     best, trial = Aimed(cut(aimed[0]), Timing(aimed[1], 1.0), ("before",)), cast(Any, Fake(1.0))
-    found = trying.or_short(target, best, cast(Any, Timed(8)), trial, network_of)
+    found = trying.or_short(trying.Contest(target, cast(Any, Timed(8)), trial, network_of), best)
     assert found.widths == cut(chosen)
     if chosen == aimed[0]:
         assert found is best
@@ -305,14 +307,14 @@ def test_of_what_is_just_short_those_are_tried_that_lose_least(monkeypatch: pyte
     losses = {6: 15.0} | {width: 10 + width / 100 for width in range(7, 17)}
     losing = cast(Any, SimpleNamespace(plain_loss=lambda choice: losses[choice.widths["conv1.0"]]))
     best, trial = Aimed(cut(6), Timing(2.01, 1.0), ("before",)), cast(Any, Fake(1.0))
-    found = trying.or_short(target, best, losing, trial, network_of)
+    found = trying.or_short(trying.Contest(target, losing, trial, network_of), best)
     assert trial.seen == [6, *range(8, 16)]
     assert found.widths == cut(15)
 
 
 def test_what_is_just_short_is_noted_once_while_candidates_are_aimed() -> None:
     timings = {
-        10: Timing(1.98, 1.0, (1.97, 1.99)),
+        10: SHORT,
         9: Timing(1.9, 1.0, (1.89, 1.91)),
         8: Timing(2.01, 1.0, (2.0, 2.02)),
     }
@@ -329,7 +331,7 @@ def test_a_plan_that_misses_the_goal_has_no_rivals() -> None:
     missed: Any = Aimed(Choice({}), Timing(1.5, 1.0), ("before",))
     target = trying.Target(Goal("speedup", 2.0), lambda *_: pytest.fail("not timed"), "made up", Console())
     nobody: Any = None
-    assert trying.best_tried(target, missed, nobody, nobody, nobody, 6) is missed
+    assert trying.best_tried(trying.Contest(target, nobody, nobody, nobody), missed, 6) is missed
 
 
 @pytest.mark.parametrize(
