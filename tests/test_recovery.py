@@ -144,6 +144,7 @@ def test_held_out_images_are_never_trained_on(monkeypatch: pytest.MonkeyPatch, t
     split = data(128)
     held_out = set(hold_out(split, 3)[1].ids.tolist())
     monkeypatch.setattr(Jury, "judge", lambda *args, **more: Judged(0.5))  # who alone may read them
+    monkeypatch.setattr(Jury, "of", lambda split, teacher, *rest, **more: Jury(split, torch.zeros(0), None, *rest))
     split.source.read_ids.clear()  # type: ignore[attr-defined]
     recover(pruned(), teacher, Task(settings(), split, 3))
     assert split.source.read_ids == set(range(128)) - held_out  # type: ignore[attr-defined]

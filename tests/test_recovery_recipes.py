@@ -378,8 +378,9 @@ def test_robust_distillation_has_more_draws_the_longer_it_is() -> None:
     assert draws("distill", 1) == draws("distill", 100) == draws("adversarial", 100) == 4
 
 
-def test_labels_are_a_share_of_robust_distillation_where_they_may_be_looked_at() -> None:
-    assert settings("distill").label_share == 0
+def test_labels_are_a_share_of_distillation_where_they_may_be_looked_at() -> None:
+    assert settings("distill").label_share == pytest.approx(0.1)
+    assert settings("distill", labels=False).label_share == 0
     assert settings("robust-distill", eps="8/255").label_share == pytest.approx(0.3)
     assert settings("robust-distill", eps="8/255", label_weight=0.0).label_share == 0
     assert settings("robust-distill", eps="8/255", label_weight=0.7, labels=False).label_share == 0
@@ -425,14 +426,42 @@ def test_unlabelled_images_are_held_out_without_a_look_at_labels() -> None:
 
 def test_jury_without_labels_asks_for_agreement_with_the_teacher(teacher: ModelBundle) -> None:
     split = dataclasses.replace(data(40), ids=np.arange(40))
-    jury = Jury.of(split, teacher.network(), "cpu", None, 0)
+    jury = Jury.of(split, teacher.network(), "cpu", None, 0, labels=False)
     assert jury.judge(teacher.network(), robust=False).accuracy == 1.0
     assert jury.judge(teacher.network(), robust=True).robust is None
-    assert jury.distance(teacher.network(), teacher.network()) == pytest.approx(0, abs=1e-9)
-    assert jury.distance(pruned().network(), teacher.network()) > 0.1
+    assert jury.distance(teacher.network()) == pytest.approx(0, abs=1e-9)
+    assert jury.distance(pruned().network()) > 0.1
+
+
+def test_jury_with_labels_knows_the_distance_from_the_teacher_too(teacher: ModelBundle) -> None:
+    split = dataclasses.replace(data(40), ids=np.arange(40))
+    jury = Jury.of(split, teacher.network(), "cpu", None, 0)
+    wrong = dataclasses.replace(jury, wanted=1 - jury.wanted)
+    judged = wrong.judge(teacher.network(), robust=False)
+    assert judged.accuracy is not None
+    assert judged.accuracy < 0.2
+    assert judged.far == pytest.approx(0, abs=1e-9)
+    assert Jury.of(split, None, "cpu", None, 0).judge(teacher.network(), robust=False).far is None
+
+
+def test_distance_is_of_attacked_answers_as_well_where_there_is_an_adversary(teacher: ModelBundle) -> None:
+    split = dataclasses.replace(data(40), ids=np.arange(40))
+    jury = Jury.of(split, teacher.network(), "cpu", Adversary(0.1, 1, (0.0, 1.0)), 0)
+    clean, attacked = (jury.judge(teacher.network(), robust=robust) for robust in (False, True))
+    assert clean.far == pytest.approx(0, abs=1e-9)
+    assert attacked.far is not None
+    assert attacked.far > 1e-4
+    assert attacked.robust is not None
+
+
+def test_standard_error_of_a_share_never_vanishes(teacher: ModelBundle) -> None:
+    split = dataclasses.replace(data(40), ids=np.arange(40))
+    judged = Jury.of(split, teacher.network(), "cpu", None, 0, labels=False).judge(teacher.network(), robust=False)
+    assert judged.accuracy == 1.0
+    assert judged.error == pytest.approx(math.sqrt(41 / 42 / 42 / 40))
 
 
 def test_score_of_a_robust_recipe_is_the_mean_of_both() -> None:
-    assert Judged(0.9, 0.5).score(True) == pytest.approx(0.7)
-    assert Judged(0.9, 0.5).score(False) == Judged(0.9).score(True) == 0.9
-    assert math.isclose(Judged(0.9, None).score(True) or 0, 0.9)
+    assert Judged(0.9, 0.5).score == pytest.approx(0.7)
+    assert Judged(0.9).score == 0.9
+    assert Judged(None).score is None

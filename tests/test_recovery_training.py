@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from toy_networks import Chain, bundle_of, split_of, stripes
 
 from edgeprune.errors import RecoveryError
 from edgeprune.records import RecoveryInfo
+from edgeprune.recovery import recover as recovering
 from edgeprune.recovery import training
 from edgeprune.recovery.checkpoint import read_checkpoint
 from edgeprune.recovery.held_out import Judged, Jury
@@ -261,6 +262,53 @@ def test_patience_ends_training_early(monkeypatch: pytest.MonkeyPatch) -> None:
     _, info = recovered(settings(epochs=9, patience=2))
     assert info.epochs == 2
     assert any("stopped early" in note for note in info.notes)
+
+
+def kept(recipe: str, verdicts: list[Judged], monkeypatch: pytest.MonkeyPatch) -> Judged:
+    """What the jury said of the state that is kept: the first verdict is the start's, then an epoch each."""
+    told = iter([verdicts[0], *verdicts, *[Judged(0.0)] * 2])
+    monkeypatch.setattr(Jury, "judge", lambda *args, **more: next(told))
+    found: list[Judged] = []
+
+    def noted(*args: Any, **more: Any) -> training.Trained:
+        made = training.train(*args, **more)
+        found.append(made.judged)
+        return made
+
+    monkeypatch.setattr(recovering, "train", noted)
+    recover(fresh(), fresh(0), Task(settings(recipe, epochs=len(verdicts) - 1, patience=99), data(), 0))
+    return found[0]
+
+
+def test_of_states_that_chance_may_tell_apart_the_nearest_to_the_teacher_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [Judged(0.90, None, 0.02, 0.8), Judged(0.89, None, 0.02, 0.3), Judged(0.90, None, 0.02, 0.4)]
+    assert kept("distill", said, monkeypatch) == Judged(0.89)
+
+
+def test_a_state_that_is_worse_by_more_than_chance_is_not_kept_however_near_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [Judged(0.90, None, 0.02, 0.8), Judged(0.87, None, 0.02, 0.1), Judged(0.91, None, 0.02, 0.9)]
+    assert kept("distill", said, monkeypatch) == Judged(0.90)
+
+
+def test_steps_down_within_chance_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [Judged(0.90 - 0.015 * k, None, 0.02, 0.8 - 0.1 * k) for k in range(4)]
+    assert kept("distill", said, monkeypatch) == Judged(0.90 - 0.015)
+
+
+def test_a_better_state_takes_the_place_of_one_that_was_near_but_is_now_worse_than_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = [Judged(0.80, None, 0.02, 0.8), Judged(0.81, None, 0.02, 0.1), Judged(0.90, None, 0.02, 0.5)]
+    assert kept("distill", said, monkeypatch) == Judged(0.90)
+
+
+def test_without_a_teacher_accuracy_alone_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [Judged(0.90, None, 0.02, 0.8), Judged(0.89, None, 0.02, 0.3), Judged(0.91, None, 0.02, 0.9)]
+    assert kept("finetune", said, monkeypatch) == Judged(0.91)
 
 
 def test_running_mean_of_the_weights_is_what_is_kept() -> None:

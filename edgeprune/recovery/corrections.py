@@ -80,16 +80,18 @@ def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split
         return ()
     drawn = np.random.default_rng(task.seed).permutation(train.ids)[: affordable(student.module, len(train))]
     images = on_device(train.source.read(drawn), task.device)
-    network, guide = student.network(), teacher.network()
+    network = student.network()
     made = []
     for name in ("reconstruction", "bias correction"):
-        saved, before = state_of(network), (jury.judge(network, robust=False), jury.distance(network, guide))
+        saved, before = state_of(network), jury.judge(network, robust=False)
         fitted = reconstruct(student, teacher, task.kept, images, bias_only=name == "bias correction", seed=task.seed)
         if not fitted.layers:
             continue
         recalibrate(network, train, task.device, seed=task.seed)
-        after = jury.judge(network, robust=False), jury.distance(network, guide)
-        helped = after[1] < before[1] and (after[0].accuracy or 0) >= (before[0].accuracy or 0)
+        after = jury.judge(network, robust=False)
+        assert before.far is not None
+        assert after.far is not None
+        helped = after.far < before.far and (after.accuracy or 0) >= (before.accuracy or 0)
         if not helped:
             network.load_state_dict(saved)
         made.append(
@@ -97,10 +99,10 @@ def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split
                 name=name,
                 layers=len(fitted.layers),
                 skipped=fitted.skipped,
-                accuracy_before=before[0].accuracy or 0.0,
-                accuracy_after=after[0].accuracy or 0.0,
-                distance_before=before[1],
-                distance_after=after[1],
+                accuracy_before=before.accuracy or 0.0,
+                accuracy_after=after.accuracy or 0.0,
+                distance_before=before.far,
+                distance_after=after.far,
                 kept=helped,
             )
         )

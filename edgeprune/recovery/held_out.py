@@ -3,11 +3,16 @@
 Promise: images that are held out are never trained on and never calibrated on. Without labels, the dense network's
 answers stand in their place: agreement with it is what is measured. Where the data says which images show the same
 thing (`data/groups.py`), such a group is held out as a whole, or not at all.
+
+A few hundred images tell an accuracy to a point or so, and the distance from a teacher far better. So states whose
+accuracies lie within a standard error of the best one count as equal (Breiman et al. 1984, "Classification and
+Regression Trees", the one standard error rule), and the one that is nearest to the teacher is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,14 +71,21 @@ def _parted(split: Split, groups: Ints, chosen: Ints) -> tuple[Split, Split]:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Shares of the held-out images that a network gets right: as they are, and under PGD (None: not looked at)."""
+    """Shares of the held-out images that a network gets right: as they are, and under PGD (None: not looked at).
+
+    `error`: standard error of the score. `far`: mean KL divergence from the teacher's answers, in nats; of those that
+    are attacked as well where they are; None without a teacher.
+    """
 
     accuracy: float | None
     robust: float | None = None
+    error: float = 0.0
+    far: float | None = None
 
-    def score(self, robust: bool) -> float | None:
-        """What is compared: the accuracy, or its mean with the robust accuracy where that is what is trained for."""
-        if self.accuracy is None or not robust or self.robust is None:
+    @property
+    def score(self) -> float | None:
+        """What is compared: the accuracy, or its mean with the robust accuracy where that was looked at."""
+        if self.accuracy is None or self.robust is None:
             return self.accuracy
         return (self.accuracy + self.robust) / 2
 
@@ -82,43 +94,64 @@ class Judged:
 class Jury:
     """Judges networks (pixels to logits) on the held-out images. `wanted`: int64 (N,), labels or their stand-ins.
 
-    Up to 128 images are also attacked, by PGD with 10 steps, where there is an `adversary` to go by.
+    `taught`: logarithms of the teacher's probabilities, float64 (N, K), where there is one. Up to 128 images are also
+    attacked, by PGD with 10 steps, where there is an `adversary` to go by.
     """
 
     split: Split
     wanted: torch.Tensor
+    taught: torch.Tensor | None
     device: str
     adversary: Adversary | None
     seed: int
 
     @classmethod
-    def of(cls, split: Split, teacher: nn.Module | None, device: str, adversary: Adversary | None, seed: int) -> Jury:
-        """A jury by the labels, or by the answers of `teacher` where one is given."""
-        if teacher is None or not len(split):
-            wanted = torch.from_numpy(split.labels())
-        else:
+    def of(
+        cls,
+        split: Split,
+        teacher: nn.Module | None,
+        device: str,
+        adversary: Adversary | None,
+        seed: int,
+        *,
+        labels: bool = True,
+    ) -> Jury:
+        """A jury by the labels, or else by the answers of the teacher, which it knows the distance from."""
+        taught = None
+        if teacher is not None and len(split):
             with torch.no_grad():
-                parts = [teacher(on_device(images, device)).argmax(1).cpu() for images, _ in split.batches(_BATCH)]
-            wanted = torch.cat(parts)
-        return cls(split, wanted, device, adversary, seed)
+                parts = [_answers(teacher, on_device(images, device)) for images, _ in split.batches(_BATCH)]
+            taught = torch.cat(parts)
+        wanted = torch.from_numpy(split.labels()) if labels or taught is None else taught.argmax(1).cpu()
+        return cls(split, wanted, taught, device, adversary, seed)
 
     def judge(self, network: nn.Module, *, robust: bool) -> Judged:
-        """What the network gets right, in eval mode."""
+        """What the network gets right, in eval mode, and how far it is from the teacher."""
         network.eval()
-        return Judged(self._accuracy(network), self.under_attack(network, CHECK_STEPS) if robust else None)
+        if not len(self.split):
+            return Judged(None)
+        right, far = self._looked_at(network)
+        attacked = self._attacked(network, CHECK_STEPS, _ATTACKED) if robust else None
+        if attacked is None:
+            return Judged(_mean(right), None, _error(right), far)
+        stood, further = attacked
+        error = math.hypot(_error(right), _error(stood)) / 2
+        both = None if far is None or further is None else (far + further) / 2
+        return Judged(_mean(right), _mean(stood), error, both)
 
-    def distance(self, network: nn.Module, teacher: nn.Module) -> float:
+    def distance(self, network: nn.Module) -> float:
         """Mean KL divergence of the network's answers from the teacher's, over the held-out images, in nats."""
-        total = 0.0
-        with torch.no_grad():
-            for batch, _ in self.split.batches(_BATCH):
-                images = on_device(batch, self.device)
-                given, wanted = (nn.functional.log_softmax(one(images).double(), 1) for one in (network, teacher))
-                total += float(nn.functional.kl_div(given, wanted, reduction="sum", log_target=True))
-        return total / len(self.split)
+        _, far = self._looked_at(network)
+        assert far is not None
+        return far
 
     def under_attack(self, network: nn.Module, steps: int, most: int = _ATTACKED) -> float | None:
         """Share of up to `most` images that stand against so many steps; None without images or an adversary."""
+        found = self._attacked(network, steps, most)
+        return None if found is None else _mean(found[0])
+
+    def _attacked(self, network: nn.Module, steps: int, most: int) -> tuple[torch.Tensor, float | None] | None:
+        """Which of up to `most` images stand, bool, and how far from the teacher's answers the attacked ones are."""
         if self.adversary is None or not len(self.split):
             return None
         adversary = dataclasses.replace(self.adversary, steps=steps)
@@ -132,15 +165,38 @@ class Jury:
 
         attacked = perturb(network, images, loss, adversary, generator)
         with torch.no_grad():
-            stood = (network(attacked).argmax(1) == wanted) & (network(images).argmax(1) == wanted)
-        return float(stood.float().mean())
+            given = _answers(network, attacked)
+            stood = (given.argmax(1) == wanted) & (network(images).argmax(1) == wanted)
+        far = None if self.taught is None else _apart(given, self.taught[torch.from_numpy(chosen).to(self.device)])
+        return stood, None if far is None else far / len(chosen)
 
-    def _accuracy(self, network: nn.Module) -> float | None:
-        if not len(self.split):
-            return None
-        right = 0
+    def _looked_at(self, network: nn.Module) -> tuple[torch.Tensor, float | None]:
+        """Which of the images are right, bool (N,), and how far from the teacher's answers they are."""
+        right, total = [], 0.0
         with torch.no_grad():
             for start in range(0, len(self.split), _BATCH):
-                images = on_device(self.split.source.read(self.split.ids[start : start + _BATCH]), self.device)
-                right += int((network(images).argmax(1).cpu() == self.wanted[start : start + _BATCH]).sum())
-        return right / len(self.split)
+                part = slice(start, start + _BATCH)
+                given = _answers(network, on_device(self.split.source.read(self.split.ids[part]), self.device))
+                right.append(given.argmax(1).cpu() == self.wanted[part])
+                total += 0.0 if self.taught is None else _apart(given, self.taught[part])
+        return torch.cat(right), None if self.taught is None else total / len(self.split)
+
+
+def _answers(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the network's probabilities, float64 (N, K)."""
+    return nn.functional.log_softmax(network(images).double(), 1)
+
+
+def _apart(given: torch.Tensor, wanted: torch.Tensor) -> float:
+    """KL divergence, summed over the images, in nats."""
+    return float(nn.functional.kl_div(given, wanted, reduction="sum", log_target=True))
+
+
+def _mean(right: torch.Tensor) -> float:
+    return int(right.sum()) / len(right)
+
+
+def _error(right: torch.Tensor) -> float:
+    """Standard error of the share, by one right and one wrong image more: that all are right proves little, too."""
+    share = (int(right.sum()) + 1) / (len(right) + 2)
+    return math.sqrt(share * (1 - share) / len(right))

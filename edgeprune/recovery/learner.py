@@ -24,8 +24,9 @@ class Course:
     """How a training went so far: plain numbers and texts, as they stand in a checkpoint.
 
     `rate`: what the schedule is multiplied by. `steps`: of the adversary. `spent`: seconds in all. `reserve`: seconds
-    that the last look of the jury takes. `training`: seconds in training steps, over `seen` images. `first`: the mean
-    loss of the first steps. `stale`: epochs since the best.
+    that the last look of the jury takes. `training`: seconds in training steps, over `seen` images. `first`: mean loss
+    of the first steps. `stale`: epochs since the best. `accuracy`, `robust`, `far`: what the jury said of the state
+    that is kept. `floor`: the score under which a state is worse than the best one by more than chance.
     """
 
     precision: Literal["float32", "bfloat16"]
@@ -39,6 +40,8 @@ class Course:
     stale: int = 0
     accuracy: float | None = None
     robust: float | None = None
+    far: float | None = None
+    floor: float = 0.0
     best_robust: float = 0.0
     notes: list[str] = field(default_factory=list)
 

@@ -3,7 +3,7 @@
 Free: batch norm is measured again, and layers are fitted to the dense network in closed form; neither needs labels.
 Then the recipe trains (`recipes.py`, each with its paper), on time (`training.py`). The state that does best on a
 held-out part of the training split is kept, never judged on the test split; when training does worse than what was
-free, what was free is what is kept.
+free, by more than chance, what was free is what is kept.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _timed_look(jury: Jury, network: nn.Module, *, robust: bool) -> tuple[Judged
 def _jury(held_out: Split, guide: nn.Module, teacher: ModelBundle, task: Task) -> Jury:
     low, high = bounds = teacher.preprocessing.bounds
     reach = _REACH * (high - low) if task.settings.reach is None else task.settings.reach
-    by = None if task.settings.labels else guide
-    return Jury.of(held_out, by, task.device, Adversary(reach, 1, bounds), task.seed)
+    adversary, labels = Adversary(reach, 1, bounds), task.settings.labels
+    return Jury.of(held_out, guide, task.device, adversary, task.seed, labels=labels)
 
 
 def _workshop(guide: nn.Module, part: Split, jury: Jury, task: Task, key: str) -> tuple[Workshop, tuple[str, ...]]:

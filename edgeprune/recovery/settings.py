@@ -13,7 +13,7 @@ from edgeprune.sections import Section, setting
 Augmentation = Literal["shift", "vary", "none"]
 ROBUST = ("adversarial", "robust-distill")
 """Recipes that train on adversarial images."""
-_ROBUST_LABELS = 0.3
+_LABELS, _ROBUST_LABELS = 0.1, 0.3
 _PERTURBED = 0.75
 _BATCH, _SHORT_STEPS = 128, 400
 _DRAWS, _LOOKS_A_DRAW, _EPOCHS_A_DRAW = 4, 3, 8
@@ -63,7 +63,7 @@ class RecoverConfig(Section):
     temperature: float = setting(4.0, "Softens the teacher's outputs.", flag="distill-temperature", gt=0)
     label_weight: float | None = setting(
         None,
-        "Share of the labels' loss in distill and robust-distill (default: 0 and 0.3).",
+        "Share of the labels' loss in distill and robust-distill (default: 0.1 and 0.3).",
         flag="distill-label-weight",
         ge=0,
         le=1,
@@ -169,7 +169,7 @@ class RecoverConfig(Section):
         """Share of the labels' loss beside a teacher's: nothing where labels are not looked at."""
         if not self.labels:
             return 0.0
-        return (_ROBUST_LABELS if self.robust else 0.0) if self.label_weight is None else self.label_weight
+        return (_ROBUST_LABELS if self.robust else _LABELS) if self.label_weight is None else self.label_weight
 
     def perturbed_of(self, batch: int) -> int:
         """Images of a batch of so many that are perturbed: what was asked for, or what suits the recipe."""

@@ -1,9 +1,10 @@
 """The training loop: a schedule by epochs or by the clock, the best state on held-out images, and ways back.
 
-Promise: what comes out is never worse on the held-out images than what went in. A state is written after each epoch,
-and a training that was killed goes on from it: on one thread it ends with the same weights (by the clock it ends when
-the time does). A loss that explodes, and single-step adversarial training that collapses, are taken back by an epoch
-and tried again, once with a lower rate, or with an adversary of two steps; a second explosion is an error.
+Promise: what comes out is no worse on the held-out images than what went in, by more than chance. A state is written
+after each epoch, and a training that was killed goes on from it: on one thread it ends with the same weights (by the
+clock it ends when the time does). A loss that explodes, and single-step adversarial training that collapses, are taken
+back by an epoch and tried again, once with a lower rate, or with an adversary of two steps; a second explosion is an
+error.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ def _opened(network: nn.Module, start: Judged, workshop: Workshop) -> Learner:
     began = time.perf_counter()
     course = Course(_precision(network, workshop), settings.adversary_steps)
     course.spent = workshop.before + time.perf_counter() - began
-    course.accuracy, course.robust, course.best_robust = start.accuracy, start.robust, start.robust or 0.0
+    course.best_robust = start.robust or 0.0
+    _note(course, start)
+    course.floor = 0.0 if start.score is None else start.score - start.error
     weights = {name: p.detach().clone() for name, p in network.named_parameters()} if settings.average else {}
     learner = Learner(network, optimizer, weights, course, state_of(network))
     if settings.precision == "auto":
@@ -299,12 +302,33 @@ def _judge(learner: Learner, workshop: Workshop) -> None:
     candidate.eval()
     with folding.done():
         now = workshop.jury.judge(candidate, robust=lesson.settings.robust)
-    score, best = (each.score(lesson.settings.robust) for each in (now, Judged(course.accuracy, course.robust)))
-    if score is None or best is None or score >= best:
-        course.stale = 0 if score is None or best is None or score > best else course.stale + 1
-        course.accuracy, course.robust, learner.best = now.accuracy, now.robust, state_of(candidate)
-    else:
-        course.stale += 1
+    gained = _gained(now, course, by_distance=lesson.teacher is not None)
+    if gained >= 0:
+        _note(course, now)
+        learner.best = state_of(candidate)
+    course.stale = 0 if gained > 0 or now.score is None else course.stale + 1
+
+
+def _note(course: Course, judged: Judged) -> None:
+    """The state that is kept is the one that was judged so."""
+    course.accuracy, course.robust, course.far = judged.accuracy, judged.robust, judged.far
+
+
+def _gained(now: Judged, course: Course, *, by_distance: bool) -> float:
+    """Above 0 where a state is better than the one that is kept, 0 where nothing tells them apart.
+
+    Where there is a teacher, the better of two is the nearer one, unless it is worse than the best so far by more than
+    chance.
+    """
+    kept = Judged(course.accuracy, course.robust)
+    if now.score is None or kept.score is None:
+        return 0.0
+    course.floor = max(course.floor, now.score - now.error)
+    if not by_distance or now.far is None or course.far is None:
+        return now.score - kept.score
+    if now.score < course.floor:
+        return -math.inf
+    return math.inf if kept.score < course.floor else course.far - now.far
 
 
 def _tired(course: Course, patience: int | None) -> bool:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from edgeprune.recovery.calibration import recalibrate
 from edgeprune.recovery.held_out import Jury, hold_out_unlabelled
@@ -33,11 +32,10 @@ _ELSEWHERE = 100  # times as many on an accelerator
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """The same short training for every candidate. `guide`: the dense network, on the device."""
+    """The same short training for every candidate."""
 
     lesson: Lesson
     jury: Jury
-    guide: nn.Module
     seed: int
 
     @classmethod
@@ -55,8 +53,9 @@ class Trial:
         guide = placed(dense, device).network()
         images = images_of(dataclasses.replace(part, ids=drawn), device)
         labels = torch.zeros(count, dtype=torch.int64, device=device)  # nobody looks at them
+        jury = Jury.of(held_out, guide, device, None, seed, labels=False)
         lesson = Lesson(settings, images, labels, teacher_of(guide, settings, images), dense.preprocessing.bounds)
-        return cls(lesson, Jury(held_out, labels.cpu(), device, None, seed), guide, seed)
+        return cls(lesson, jury, seed)
 
     @property
     def images(self) -> int:
@@ -75,5 +74,5 @@ class Trial:
         recalibrate(network, self.lesson.images.split, self.lesson.images.device, seed=self.seed)
         if not train_briefly(network, self.lesson, self.seed):
             return math.inf
-        found = self.jury.distance(network.eval(), self.guide)
+        found = self.jury.distance(network.eval())
         return found if math.isfinite(found) else math.inf
