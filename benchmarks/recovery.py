@@ -19,8 +19,6 @@ well where the network was trained for robustness.
 
 --ratio: both arms lose this share of every layer's channels, widths on multiples of 8: what recovery alone makes of it.
 --estimate: how many runs are missing, and for about how long, by the wall time of those in the file; nothing is run.
-Keyword spotting has one file of 500 patterns: 350 are for training, 150 for the figures.
-
 --unlabelled N: every recipe that needs no labels, on N images without them, in place of the comparison.
 """
 
@@ -31,10 +29,8 @@ import copy
 import dataclasses
 import json
 import statistics
-import sys
 import tempfile
 import time
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,118 +38,31 @@ from typing import Any
 import numpy as np
 import torch
 import torch_pruning as tp
+from plain_loop import plain_loop  # beside this file
+from recovery_cases import CASES, Case, opened
 from torch import nn
 
 from edgeprune import protocols
 from edgeprune.artifacts import Destination, export_network, timed_file
-from edgeprune.config import AttackConfig, DataConfig, LatencyConfig, ModelConfig, PruneConfig
+from edgeprune.config import PruneConfig
 from edgeprune.console import TerminalConsole
-from edgeprune.data import open_split
 from edgeprune.latency.measure import Bench, measure
-from edgeprune.models import digest, load
-from edgeprune.planning import Range, Wish, plan_for
+from edgeprune.models import digest
+from edgeprune.planning import Wish, plan_for
 from edgeprune.pruning.aim import Proposals, aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, kept_outputs, make_plan
 from edgeprune.records import LatencyFile, Side
-from edgeprune.recovery.images import shuffled
-from edgeprune.recovery.learner import peak_rate
 from edgeprune.recovery.recover import Task, recover
-from edgeprune.recovery.schedules import rate_share
 from edgeprune.recovery.settings import ROBUST, RecoverConfig
 from edgeprune.robustness import evaluate
 from edgeprune.robustness.twin.source import CHECKED, gradients_of, twin_of
-from edgeprune.types import Goal, ModelBundle, Split
+from edgeprune.types import Goal, ModelBundle
 
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Files (training, test), input shape, epsilon in units of the input, and its bounds.
-
-    `peak`: of the plain loop's learning rate, where the usual one diverges.
-    """
-
-    train: str
-    test: str
-    shape: tuple[int, int, int]
-    eps: str
-    bounds: tuple[float, float] = (0.0, 1.0)
-    recipes: tuple[str, ...] = ("distill",)
-    peak: float | None = None
-
-
-_BOTH = ("distill", "robust-distill")
-_MFCC, _ZERO = 0.5847029, 83  # of the keyword network's int8 input
-CASES = {
-    "gtsrb_net_std": Source("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255"),
-    "gtsrb_net_adv": Source("gtsrb_train.npz", "gtsrb_test_a.npz", (3, 32, 32), "2/255", recipes=_BOTH),
-    "cifar10_resnet20_A": Source("cifar10_train4k.npz", "cifar10_test_a.npz", (3, 32, 32), "2/255"),
-    "kws_dscnn_mlperftiny": Source(
-        "kws_a.npz", "kws_a.npz", (1, 49, 10), "0.1", (-(128 + _ZERO) * _MFCC, (127 - _ZERO) * _MFCC), peak=2e-4
-    ),
-    "mnist_robust_cnn_a_adv": Source("mnist.npz", "mnist.npz", (1, 28, 28), "0.3", recipes=_BOTH),
-}
-_KWS_TRAIN = 350
 PLAIN = "plain loop on torch-pruning uniform"
 PLAIN_ROBUST = "plain adversarial loop on torch-pruning uniform"
-BATCH = 128
-_EPOCHS, _TEMPERATURE = 6, 4.0
 _FEW_EPOCHS = 30  # on few images
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One network with its data, and where it is timed."""
-
-    name: str
-    dense: ModelBundle
-    train: Split
-    test: Split
-    range: Range
-    attack: AttackConfig
-    recipes: tuple[str, ...]
-    ratio: float | None
-
-
-def opened(name: str, options: argparse.Namespace) -> Case:
-    """The network and its data."""
-    sys.path.insert(0, str(options.shared / "models"))
-    import nets
-
-    source = CASES[name]
-    path = options.out.parent / f"{name}.pt"
-    if not path.exists():
-        nets.save_pt(name, path, "module")
-    known = json.loads((options.shared / "models" / f"{name}.json").read_text())
-    scale = {key: tuple(known[key]) for key in ("mean", "std") if known.get(key)}
-    dense = load(path, ModelConfig(trust=("nets",), input_shape=source.shape, bounds=source.bounds, **scale))
-    files = [str(options.shared / "data" / file) for file in (source.train, source.test)]
-    if name.startswith("kws"):
-        files = [str(options.out.parent / "kws.npz")] * 2
-        keywords(options.shared / "data" / source.train, Path(files[0]), source.bounds)
-    config = DataConfig.model_validate(dict(zip(("train", "test"), files, strict=True)))
-    train = open_split(str(config.train), "train", dense)
-    test = open_split(str(config.test), "test", dense)
-    images = test.source.read(test.ids[:256])
-    attack = AttackConfig(attack=options.attack, eps=source.eps, samples=min(options.samples, len(test)))
-    timing = Range(dense, images, "real", LatencyConfig(runtimes=("onnxruntime",)), 0)
-    return Case(name, dense, train, test, timing, attack, options.recipes or source.recipes, options.ratio)
-
-
-def keywords(source: Path, path: Path, bounds: tuple[float, float]) -> None:
-    """MFCC patterns as floats, drawn into a training and a test part, in one file."""
-    with np.load(source) as arrays:
-        patterns = ((arrays["mfcc_int8"].astype(np.float32) - _ZERO) * np.float32(_MFCC)).clip(*bounds)[:, None]
-        labels, order = arrays["labels"], np.random.default_rng(0).permutation(len(patterns))
-    train, test = order[:_KWS_TRAIN], order[_KWS_TRAIN:]
-    np.savez(
-        path,
-        train_images=patterns[train].astype(np.float32),
-        train_labels=labels[train],
-        test_images=patterns[test].astype(np.float32),
-        test_labels=labels[test],
-    )
 
 
 def ours(case: Case, speedup: float, console: TerminalConsole) -> tuple[ModelBundle, dict[str, tuple[int, ...]]]:
@@ -196,59 +105,6 @@ def stock(case: Case, speedup: float) -> ModelBundle:
             lambda ratio: timed(made[ratio], partial(settled, goal)),
         )
     return made[found.widths]
-
-
-def plain_step(
-    network: nn.Module,
-    teacher: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    seen: torch.Tensor | None = None,
-) -> None:
-    """One step of distillation as a first script has it: eager, contiguous, float32. `seen`: what the student sees."""
-    with torch.no_grad():
-        wanted = nn.functional.log_softmax(teacher(images) / _TEMPERATURE, 1)
-    given = nn.functional.log_softmax(network(images if seen is None else seen) / _TEMPERATURE, 1)
-    nn.functional.kl_div(given, wanted, reduction="batchmean", log_target=True).mul(_TEMPERATURE**2).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def plain_adversary(network: nn.Module, teacher: nn.Module, images: torch.Tensor, case: Case) -> torch.Tensor:
-    """Images that one step from a random start has moved away from the teacher's answers (Wong et al. 2020)."""
-    reach, bounds = float(Fraction(case.attack.eps)), case.dense.preprocessing.bounds
-    noise = torch.empty_like(images).uniform_(-reach, reach)
-    start = (images + noise).clamp(*bounds).requires_grad_()
-    with torch.no_grad():
-        wanted = nn.functional.log_softmax(teacher(images), 1)
-    given = nn.functional.log_softmax(network(start), 1)
-    far = nn.functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
-    (slope,) = torch.autograd.grad(far, start)
-    return (images + (noise + 1.25 * reach * slope.sign()).clamp(-reach, reach)).clamp(*bounds)
-
-
-def plain_loop(case: Case, pruned: ModelBundle, seed: int, *, robust: bool = False) -> tuple[ModelBundle, float]:
-    """The peer's recovery, on a copy: (recovered, seconds). The last state is kept, as a plain loop does.
-
-    `robust`: the student looks at perturbed images, the teacher at those that they were made of.
-    """
-    started = time.perf_counter()
-    student = dataclasses.replace(pruned, module=copy.deepcopy(pruned.module))
-    network, teacher = student.network(), case.dense.network()
-    torch.manual_seed(seed)
-    peak = CASES[case.name].peak or peak_rate(network, RecoverConfig(optimizer="sgd"))  # 0.05; 0.01 without batch norm
-    optimizer = torch.optim.SGD(network.parameters(), lr=peak, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    network.train()
-    for epoch in range(_EPOCHS):
-        batches = shuffled(len(case.train), seed + epoch, BATCH)
-        for step, positions in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * rate_share((epoch + step / len(batches)) / _EPOCHS)
-            images = torch.from_numpy(case.train.source.read(case.train.ids[positions]))
-            seen = plain_adversary(network, teacher, images, case) if robust else None
-            plain_step(network, teacher, optimizer, images, seen)
-    network.eval()
-    return dataclasses.replace(student, digest=digest(student.module)), time.perf_counter() - started
 
 
 def clocked(case: Case, pruned: ModelBundle) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recovery import BATCH, opened, plain_step  # beside this file
+from plain_loop import BATCH, plain_step  # beside this file
+from recovery_cases import opened
 
 from edgeprune.recovery.images import images_of, shuffled
 from edgeprune.recovery.learner import optimizer_of
