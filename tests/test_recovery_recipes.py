@@ -449,8 +449,10 @@ def test_distance_is_of_attacked_answers_as_well_where_there_is_an_adversary(tea
     jury = Jury.of(split, teacher.network(), "cpu", Adversary(0.1, 1, (0.0, 1.0)), 0)
     clean, attacked = (jury.judge(teacher.network(), robust=robust) for robust in (False, True))
     assert clean.far == pytest.approx(0, abs=1e-9)
-    assert attacked.far is not None
-    assert attacked.far > 1e-4
+    assert attacked.far == clean.far == clean.distance
+    assert attacked.further is not None
+    assert attacked.further > 1e-4
+    assert attacked.distance == pytest.approx(attacked.further / 2, abs=1e-9)
     assert attacked.robust is not None
 
 

@@ -32,6 +32,8 @@ INFO = RecoveryInfo(
     robust_before=0.1,
     robust_after=0.625,
     robust_eps=2 / 255,
+    distance_before=0.75,
+    distance_after=0.046875,
     corrections=(CORRECTION,),
     precision="bfloat16",
     images_per_second=512.4,
@@ -49,6 +51,8 @@ def test_all_that_was_done_is_said() -> None:
         "unmeasured",
         "87.5 %",
         "10.0 % before, 62.5 % after",
+        "distance of its answers from the dense network's there: 0.750 nats before, 0.0469 after",
+        "on up to 128 of them",
         "reconstruction of 9 layers",
         "30.0 % to 70.0 %",
         "1.25 nats, kept; 1 could not be fitted",
@@ -65,6 +69,6 @@ def test_renderings_say_it_and_escape_it(render: object) -> None:
     assert "&lt;once&gt;" in page
 
 
-def test_robustness_that_was_not_looked_at_is_not_said() -> None:
-    plain = INFO.model_copy(update={"robust_after": None, "corrections": (), "notes": ()})
+def test_what_was_not_looked_at_is_not_said() -> None:
+    plain = INFO.model_copy(update={"robust_after": None, "distance_after": None, "corrections": (), "notes": ()})
     assert len(recovery_lines(plain)) == 1

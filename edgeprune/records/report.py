@@ -66,7 +66,8 @@ class RecoveryInfo(Record):
     """What recovery did. Accuracies are on `held_out` images of the training split, in torch.
 
     Without `labels`, agreement with the dense network stands in their place. Robust accuracies are under PGD with 10
-    steps, linf, at `robust_eps`, on up to 200 of these images. `notes`: what did not go as planned.
+    steps, linf, at `robust_eps`, on up to 128 of these images. Distances are mean KL divergences of its answers from
+    the dense network's, in nats. `notes`: what did not go as planned.
     """
 
     recipe: str
@@ -80,6 +81,8 @@ class RecoveryInfo(Record):
     robust_before: float | None = None
     robust_after: float | None = None
     robust_eps: float | None = None
+    distance_before: float | None = None
+    distance_after: float | None = None
     corrections: tuple[Correction, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     images_per_second: float | None = None

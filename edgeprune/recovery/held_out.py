@@ -73,14 +73,20 @@ def _parted(split: Split, groups: Ints, chosen: Ints) -> tuple[Split, Split]:
 class Judged:
     """Shares of the held-out images that a network gets right: as they are, and under PGD (None: not looked at).
 
-    `error`: standard error of the score. `far`: mean KL divergence from the teacher's answers, in nats; of those that
-    are attacked as well where they are; None without a teacher.
+    `error`: standard error of the score. `far`: mean KL divergence from the teacher's answers, in nats, and `further`
+    that of the attacked ones; None without a teacher.
     """
 
     accuracy: float | None
     robust: float | None = None
     error: float = 0.0
     far: float | None = None
+    further: float | None = None
+
+    @property
+    def distance(self) -> float | None:
+        """What tells apart what the score does not: `far`, or its mean with `further` where that was looked at."""
+        return self.far if self.far is None or self.further is None else (self.far + self.further) / 2
 
     @property
     def score(self) -> float | None:
@@ -136,8 +142,7 @@ class Jury:
             return Judged(_mean(right), None, _error(right), far)
         stood, further = attacked
         error = math.hypot(_error(right), _error(stood)) / 2
-        both = None if far is None or further is None else (far + further) / 2
-        return Judged(_mean(right), _mean(stood), error, both)
+        return Judged(_mean(right), _mean(stood), error, far, further)
 
     def distance(self, network: nn.Module) -> float:
         """Mean KL divergence of the network's answers from the teacher's, over the held-out images, in nats."""

@@ -25,8 +25,8 @@ class Course:
 
     `rate`: what the schedule is multiplied by. `steps`: of the adversary. `spent`: seconds in all. `reserve`: seconds
     that the last look of the jury takes. `training`: seconds in training steps, over `seen` images. `first`: mean loss
-    of the first steps. `stale`: epochs since the best. `accuracy`, `robust`, `far`: what the jury said of the state
-    that is kept. `floor`: the score under which a state is worse than the best one by more than chance.
+    of the first steps. `stale`: epochs since the best. `accuracy`, `robust`, `far`, `further`: what the jury said of
+    the state that is kept. `floor`: the score under which a state is worse than the best one by more than chance.
     """
 
     precision: Literal["float32", "bfloat16"]
@@ -41,6 +41,7 @@ class Course:
     accuracy: float | None = None
     robust: float | None = None
     far: float | None = None
+    further: float | None = None
     floor: float = 0.0
     best_robust: float = 0.0
     notes: list[str] = field(default_factory=list)

@@ -174,6 +174,8 @@ def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:
         accuracy_after=after.accuracy,
         robust_before=before.robust,
         robust_after=after.robust,
+        distance_before=before.far,
+        distance_after=after.far,
         robust_eps=reach if after.robust is not None else None,
         corrections=made.corrections,
         precision=course.precision if course else "float32",

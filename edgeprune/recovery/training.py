@@ -117,7 +117,7 @@ def train(network: nn.Module, start: Judged, workshop: Workshop, progress: Progr
             _keep(learner, workshop)
     if _tired(course, settings.patience):
         course.notes.append(f"stopped early: {course.stale} epochs without a better held-out result")
-    return Trained(learner.best, Judged(course.accuracy, course.robust), learner.epoch, course)
+    return Trained(learner.best, _kept(course), learner.epoch, course)
 
 
 def train_briefly(network: nn.Module, lesson: Lesson, seed: int) -> bool:
@@ -311,7 +311,17 @@ def _judge(learner: Learner, workshop: Workshop) -> None:
 
 def _note(course: Course, judged: Judged) -> None:
     """The state that is kept is the one that was judged so."""
-    course.accuracy, course.robust, course.far = judged.accuracy, judged.robust, judged.far
+    course.accuracy, course.robust, course.far, course.further = (
+        judged.accuracy,
+        judged.robust,
+        judged.far,
+        judged.further,
+    )
+
+
+def _kept(course: Course) -> Judged:
+    """What was said of the state that is kept."""
+    return Judged(course.accuracy, course.robust, far=course.far, further=course.further)
 
 
 def _gained(now: Judged, course: Course, *, by_distance: bool) -> float:
@@ -320,15 +330,15 @@ def _gained(now: Judged, course: Course, *, by_distance: bool) -> float:
     Where there is a teacher, the better of two is the nearer one, unless it is worse than the best so far by more than
     chance.
     """
-    kept = Judged(course.accuracy, course.robust)
+    kept = _kept(course)
     if now.score is None or kept.score is None:
         return 0.0
     course.floor = max(course.floor, now.score - now.error)
-    if not by_distance or now.far is None or course.far is None:
+    if not by_distance or now.distance is None or kept.distance is None:
         return now.score - kept.score
     if now.score < course.floor:
         return -math.inf
-    return math.inf if kept.score < course.floor else course.far - now.far
+    return math.inf if kept.score < course.floor else kept.distance - now.distance
 
 
 def _tired(course: Course, patience: int | None) -> bool:

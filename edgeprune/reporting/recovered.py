@@ -7,9 +7,10 @@ from edgeprune.reporting import numbers as n
 
 
 def recovery_lines(info: RecoveryInfo) -> tuple[str, ...]:
-    """The recipe and its outcome first, then robustness, corrections and what did not go as planned."""
+    """The recipe and its outcome first, then robustness, distance, corrections and what did not go as planned."""
     robust = () if info.robust_after is None else (_robust(info),)
-    return (_outcome(info), *robust, *(_correction(each) for each in info.corrections), *info.notes)
+    far = () if info.distance_before is None or info.distance_after is None else (_distance(info),)
+    return (_outcome(info), *robust, *far, *(_correction(each) for each in info.corrections), *info.notes)
 
 
 def _outcome(info: RecoveryInfo) -> str:
@@ -26,9 +27,14 @@ def _outcome(info: RecoveryInfo) -> str:
 
 def _robust(info: RecoveryInfo) -> str:
     return (
-        f"robustness on up to 200 of them, under PGD with 10 steps at {n.significant(info.robust_eps or 0.0)}: "
+        f"robustness on up to 128 of them, under PGD with 10 steps at {n.significant(info.robust_eps or 0.0)}: "
         f"{_share(info.robust_before)} before, {_share(info.robust_after)} after"
     )
+
+
+def _distance(info: RecoveryInfo) -> str:
+    before, after = (n.significant(nats or 0.0) for nats in (info.distance_before, info.distance_after))
+    return f"mean distance of its answers from the dense network's there: {before} nats before, {after} after"
 
 
 def _correction(made: Correction) -> str:
