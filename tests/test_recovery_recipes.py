@@ -463,6 +463,12 @@ def test_standard_error_of_a_share_never_vanishes(teacher: ModelBundle) -> None:
     assert judged.error == pytest.approx(math.sqrt(41 / 42 / 42 / 40))
 
 
+def test_distance_that_is_not_finite_tells_nothing() -> None:
+    assert Judged(0.9, far=math.nan).distance is None
+    assert Judged(0.9, 0.5, far=0.1, further=math.inf).distance is None
+    assert Judged(0.9, 0.5, far=0.1, further=0.3).distance == pytest.approx(0.2)
+
+
 def test_score_of_a_robust_recipe_is_the_mean_of_both() -> None:
     assert Judged(0.9, 0.5).score == pytest.approx(0.7)
     assert Judged(0.9).score == 0.9

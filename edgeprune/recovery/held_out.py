@@ -85,8 +85,14 @@ class Judged:
 
     @property
     def distance(self) -> float | None:
-        """What tells apart what the score does not: `far`, or its mean with `further` where that was looked at."""
-        return self.far if self.far is None or self.further is None else (self.far + self.further) / 2
+        """What tells apart what the score does not: `far`, or its mean with `further` where that was looked at.
+
+        None, too, where it is not finite.
+        """
+        if self.far is None:
+            return None
+        found = self.far if self.further is None else (self.far + self.further) / 2
+        return found if math.isfinite(found) else None
 
     @property
     def score(self) -> float | None:
