@@ -13,6 +13,7 @@ import argparse
 import copy
 import dataclasses
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,14 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--out", type=Path, default=Path("throughput"), help="the network's file lies beside it")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.set_defaults(attack="standard", samples=1, recipes=(), ratio=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    throughput(options)
+    with tempfile.TemporaryDirectory() as folder:
+        options.out = Path(folder) / "throughput"  # the network's file lies beside it
+        throughput(options)
 
 
 if __name__ == "__main__":
