@@ -280,35 +280,21 @@ def kept(recipe: str, verdicts: list[Judged], monkeypatch: pytest.MonkeyPatch) -
     return found[0].accuracy
 
 
-def test_of_states_that_chance_may_tell_apart_the_nearest_to_the_teacher_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("recipe", "verdicts", "best"),
+    [
+        pytest.param("distill", [(0.90, 0.8), (0.89, 0.3), (0.90, 0.4)], 0.89, id="of-equals-the-nearest"),
+        pytest.param("distill", [(0.90, 0.8), (0.87, 0.1), (0.91, 0.9)], 0.90, id="never-what-is-worse-than-chance"),
+        pytest.param("distill", [(0.90 - 0.015 * k, 0.8 - 0.1 * k) for k in range(4)], 0.885, id="steps-do-not-add-up"),
+        pytest.param("distill", [(0.80, 0.8), (0.81, 0.1), (0.90, 0.5)], 0.90, id="a-better-one-though-it-is-further"),
+        pytest.param("finetune", [(0.90, 0.8), (0.89, 0.3), (0.91, 0.9)], 0.91, id="no-teacher-no-distance"),
+    ],
+)
+def test_with_a_teacher_the_nearest_of_the_states_that_chance_may_tell_apart_is_kept(
+    recipe: str, verdicts: list[tuple[float, float]], best: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = [Judged(0.90, None, 0.02, 0.8), Judged(0.89, None, 0.02, 0.3), Judged(0.90, None, 0.02, 0.4)]
-    assert kept("distill", said, monkeypatch) == 0.89
-
-
-def test_a_state_that_is_worse_by_more_than_chance_is_not_kept_however_near_it_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said = [Judged(0.90, None, 0.02, 0.8), Judged(0.87, None, 0.02, 0.1), Judged(0.91, None, 0.02, 0.9)]
-    assert kept("distill", said, monkeypatch) == 0.90
-
-
-def test_steps_down_within_chance_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = [Judged(0.90 - 0.015 * k, None, 0.02, 0.8 - 0.1 * k) for k in range(4)]
-    assert kept("distill", said, monkeypatch) == 0.90 - 0.015
-
-
-def test_a_better_state_takes_the_place_of_one_that_was_near_but_is_now_worse_than_chance(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said = [Judged(0.80, None, 0.02, 0.8), Judged(0.81, None, 0.02, 0.1), Judged(0.90, None, 0.02, 0.5)]
-    assert kept("distill", said, monkeypatch) == 0.90
-
-
-def test_without_a_teacher_accuracy_alone_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = [Judged(0.90, None, 0.02, 0.8), Judged(0.89, None, 0.02, 0.3), Judged(0.91, None, 0.02, 0.9)]
-    assert kept("finetune", said, monkeypatch) == 0.91
+    said = [Judged(accuracy, None, 0.02, far) for accuracy, far in verdicts]
+    assert kept(recipe, said, monkeypatch) == pytest.approx(best)
 
 
 def test_running_mean_of_the_weights_is_what_is_kept() -> None:

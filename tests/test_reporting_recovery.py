@@ -6,6 +6,7 @@ import pytest
 from report_examples import example_report
 
 from edgeprune.records import Correction, RecoveryInfo
+from edgeprune.recovery import held_out
 from edgeprune.reporting.html import html
 from edgeprune.reporting.markdown import markdown
 from edgeprune.reporting.recovered import recovery_lines
@@ -52,7 +53,7 @@ def test_all_that_was_done_is_said() -> None:
         "87.5 %",
         "10.0 % before, 62.5 % after",
         "distance of its answers from the dense network's there: 0.750 nats before, 0.0469 after",
-        "on up to 128 of them",
+        f"on up to {held_out._ATTACKED} of them",
         "reconstruction of 9 layers",
         "30.0 % to 70.0 %",
         "1.25 nats, kept; 1 could not be fitted",

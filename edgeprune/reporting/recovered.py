@@ -9,8 +9,7 @@ from edgeprune.reporting import numbers as n
 def recovery_lines(info: RecoveryInfo) -> tuple[str, ...]:
     """The recipe and its outcome first, then robustness, distance, corrections and what did not go as planned."""
     robust = () if info.robust_after is None else (_robust(info),)
-    far = () if info.distance_before is None or info.distance_after is None else (_distance(info),)
-    return (_outcome(info), *robust, *far, *(_correction(each) for each in info.corrections), *info.notes)
+    return (_outcome(info), *robust, *_distance(info), *(_correction(each) for each in info.corrections), *info.notes)
 
 
 def _outcome(info: RecoveryInfo) -> str:
@@ -32,9 +31,11 @@ def _robust(info: RecoveryInfo) -> str:
     )
 
 
-def _distance(info: RecoveryInfo) -> str:
-    before, after = (n.significant(nats or 0.0) for nats in (info.distance_before, info.distance_after))
-    return f"mean distance of its answers from the dense network's there: {before} nats before, {after} after"
+def _distance(info: RecoveryInfo) -> tuple[str, ...]:
+    if info.distance_before is None or info.distance_after is None:
+        return ()
+    before, after = n.significant(info.distance_before), n.significant(info.distance_after)
+    return (f"mean distance of its answers from the dense network's there: {before} nats before, {after} after",)
 
 
 def _correction(made: Correction) -> str:
