@@ -41,9 +41,10 @@ from edgeprune.artifacts import Destination, export_network, timed_file
 from edgeprune.config import DataConfig, LatencyConfig, ModelConfig, PruneConfig, RecoverConfig
 from edgeprune.console import TerminalConsole
 from edgeprune.data import open_split
+from edgeprune.gauging import Range
 from edgeprune.latency.measure import Bench, measure
 from edgeprune.models import digest, load
-from edgeprune.planning import Range, Wish, plan_for
+from edgeprune.planning import Wish, plan_for
 from edgeprune.pruning.aim import Proposals, aim_among, settled
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.graph import trace

@@ -15,8 +15,8 @@ import numpy as np
 
 from edgeprune.config import AttackConfig, DataConfig, LatencyConfig, ModelConfig
 from edgeprune.data import open_split
+from edgeprune.gauging import Range
 from edgeprune.models import load
-from edgeprune.planning import Range
 from edgeprune.types import ModelBundle, Split
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeprune.gauging import Settled, Timer, at_once
 from edgeprune.latency.estimate import Calibration, predict
 from edgeprune.latency.operators import work_of, work_of_layer
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.planning import Settled, Timer, at_once
 from edgeprune.types import ModelBundle, Progress
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _LEAST_MS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Estimating:
-    """A gauge (`edgeprune.planning.Gauge`) that asks a calibration of the first runtime."""
+    """A gauge (`edgeprune.gauging.Gauge`) that asks a calibration of the first runtime."""
 
     dense: ModelBundle
     calibration: Calibration
@@ -79,7 +79,7 @@ class Estimating:
 
 @dataclass(frozen=True, slots=True)
 class _Estimates:
-    """A timer (`edgeprune.planning.Timer`): nothing runs."""
+    """A timer (`edgeprune.gauging.Timer`): nothing runs."""
 
     by: Estimating
     folder: Path

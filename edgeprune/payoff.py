@@ -1,4 +1,4 @@
-"""What removed MACs were worth in milliseconds: the realised fraction, and the layers that did not pay. Pure.
+"""What came of a goal in time, and what removed MACs were worth: the realised fraction, and lazy layers. Pure.
 
 The fraction comes from measured files. What single layers take comes from the runtime's own profile of both files
 (`edgeprune.layerwise`): it explains a figure, it is none.
@@ -6,10 +6,57 @@ The fraction comes from measured files. What single layers take comes from the r
 
 from __future__ import annotations
 
-from edgeprune.records import LatencyComparison, LayerChange, LayerProfile, LayerTime, Report
+from dataclasses import dataclass
+
+from edgeprune.records import Interval, LatencyComparison, LayerChange, LayerProfile, LayerTime, Report, Unmeasured
+from edgeprune.types import GOAL_TOLERANCE
 
 _WORTH = 0.02  # of the network's time: what takes less is not worth a word
 _CUT, _PAID = 0.1, 0.5
+_MOVED = 0.05  # of the dense file's p50: what two short measurements of one state of a machine hardly differ by
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a goal in time, as the shipped file was measured on the first runtime.
+
+    `share`: of the goal, with its interval: 1 is exactly met, above 1 is faster. `dense_change`: how much longer the
+    dense file took than when the plan was made, as a share (None: it was not timed then).
+    """
+
+    item: LatencyComparison
+    share: float
+    interval: Interval
+    dense_change: float | None
+
+    @property
+    def met(self) -> bool:
+        """Within the tolerance, on either side."""
+        return abs(self.share - 1) <= GOAL_TOLERANCE + 1e-9
+
+    @property
+    def moved(self) -> bool:
+        """The machine was in another state when the plan was made: its speed-up was of that state."""
+        return self.dense_change is not None and abs(self.dense_change) > _MOVED
+
+
+def outcome(report: Report) -> Outcome | None:
+    """None where the goal is not in time, and where it was not measured whether it is met."""
+    plan, latency = report.plan, report.latency
+    if isinstance(latency, Unmeasured) or plan.goal not in ("speedup", "latency_ms") or plan.goal_value <= 0:
+        return None
+    name = plan.timing.runtime if plan.timing else latency[0].runtime.name
+    item = next((each for each in latency if each.runtime.name == name), None)
+    if item is None or item.speedup is None or item.compressed is None:
+        return None
+    goal = plan.goal_value
+    if plan.goal == "speedup":
+        reached, ends = item.speedup.value / goal, (item.speedup.interval.low / goal, item.speedup.interval.high / goal)
+    else:
+        p50 = item.compressed.p50_interval
+        reached, ends = goal / item.compressed.p50_ms, (goal / p50.high, goal / p50.low)
+    change = item.dense.p50_ms / plan.timing.dense_p50_ms - 1 if plan.timing else None
+    return Outcome(item, reached, Interval(low=ends[0], high=ends[1]), change)
 
 
 def realised(report: Report, item: LatencyComparison) -> float | None:

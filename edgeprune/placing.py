@@ -15,7 +15,8 @@ from edgeprune.console import Console
 from edgeprune.errors import MeasurementError
 
 if TYPE_CHECKING:
-    from edgeprune.planning import Timer, Wish
+    from edgeprune.gauging import Timer
+    from edgeprune.planning import Wish
     from edgeprune.pruning.block_allocation import Choice
     from edgeprune.pruning.in_place import Placed
     from edgeprune.pruning.timed import TimedChoices

@@ -208,7 +208,8 @@ class Run:
     @cached_property
     def _planner(self) -> Planner:
         from edgeprune.estimating import Estimating
-        from edgeprune.planning import Planner, Range
+        from edgeprune.gauging import Range
+        from edgeprune.planning import Planner
 
         images, kind = self._images(_TIMING_IMAGES)
         range_ = Range(self.bundle, images, kind, self.config.latency, self._seed, self.device, self.shared)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from edgeprune.console import Console
-from edgeprune.types import Goal
+from edgeprune.types import GOAL_TOLERANCE, Goal
 
 if TYPE_CHECKING:
     from edgeprune.planning import Wish
@@ -128,13 +128,13 @@ def best_tried(contest: Contest, aimed: Aimed[Choice], count: int) -> Aimed[Choi
 
     A plan that misses the goal is the fastest there is, and has no rivals.
     """
-    from edgeprune.pruning.aim import TOLERANCE, reached
+    from edgeprune.pruning.aim import reached
     from edgeprune.pruning.variants import variants
 
     target, timed = contest.target, contest.timed
     if reached(target.goal, aimed.timing) < 1:
         return aimed
-    share, console = timed.share(aimed.widths) * (1 + TOLERANCE), target.console
+    share, console = timed.share(aimed.widths) * (1 + GOAL_TOLERANCE), target.console
     with console.task("trying plans of one predicted time") as progress:
         rivals = variants(timed, aimed.widths, share, count)
         if len(rivals) < 2:
@@ -192,7 +192,7 @@ def or_short(contest: Contest, aimed: Aimed[Choice]) -> Aimed[Choice]:
 
     Kernels have steps: a plan that is a percent short of the goal may keep a step more than any that meets it.
     """
-    from edgeprune.pruning.aim import TOLERANCE, Aimed, reached
+    from edgeprune.pruning.aim import Aimed, reached
 
     target, lost = contest.target, contest.timed.plain_loss
     if reached(target.goal, aimed.timing) < 1:
@@ -208,10 +208,11 @@ def or_short(contest: Contest, aimed: Aimed[Choice]) -> Aimed[Choice]:
     nats, (choice, timing) = found.nats[best], near[best]
     if not nats < _CLEARLY * ours:
         return aimed
+    short, allowed = 1 - reached(target.goal, timing), f"{GOAL_TOLERANCE:.0%}"
     told = (
-        f"the speed-up is {1 - reached(target.goal, timing):.1%} short of the goal, within the {TOLERANCE:.0%} that it "
-        f"is met by: {_nats(nats)} from the dense network in a trial, where the best plan that reaches the goal "
-        f"({aimed.timing.speedup:.2f}x) stayed {_nats(ours)} away"
+        f"the speed-up is {short:.1%} short of the goal, within the {allowed} that it is met by: {_nats(nats)} from "
+        f"the dense network in a trial, where the best plan that reaches the goal ({aimed.timing.speedup:.2f}x) stayed "
+        f"{_nats(ours)} away"
     )
     return Aimed(choice, timing, (told, f"{target.how}: {timing.speedup:.2f}x, p50 {timing.latency_ms:.3g} ms"))
 

@@ -265,6 +265,10 @@ class Goal:
     value: float
 
 
+GOAL_TOLERANCE = 0.03
+"""A goal in time is met where the measured figure lies within this share of it."""
+
+
 Progress = Callable[[str, float], None]
 """Called with a line of text and the share done in [0, 1]."""
 

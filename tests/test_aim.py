@@ -13,9 +13,9 @@ from test_allocation import chain, scores_of
 
 from edgeprune.errors import PruningError
 from edgeprune.latency.measure import QUICK_LOOKS
-from edgeprune.pruning.aim import TOLERANCE, Timing, aim, just_short, reached, settled
+from edgeprune.pruning.aim import Timing, aim, just_short, reached, settled
 from edgeprune.pruning.allocation import macs_of
-from edgeprune.types import ChannelGraph, Goal, Scores
+from edgeprune.types import GOAL_TOLERANCE, ChannelGraph, Goal, Scores
 
 DENSE_MS = 8.0
 Known = Callable[[Timing], bool]
@@ -54,7 +54,7 @@ def test_power_law_is_met_within_the_tolerance(
 ) -> None:
     clock = Clock(graph, power)
     aimed = aim(graph, scores, Goal("speedup", speedup), 1, clock)
-    assert 1 <= aimed.timing.speedup / speedup <= 1 + TOLERANCE
+    assert 1 <= aimed.timing.speedup / speedup <= 1 + GOAL_TOLERANCE
     assert aimed.timing == Clock(graph, power)(aimed.widths)
     assert len(clock.seen) <= 7
     assert aimed.notes == (
@@ -64,7 +64,7 @@ def test_power_law_is_met_within_the_tolerance(
 
 def test_latency_goal_is_met_from_below(graph: ChannelGraph, scores: Scores) -> None:
     aimed = aim(graph, scores, Goal("latency_ms", 3.0), 1, Clock(graph, 0.8))
-    assert 3.0 / (1 + TOLERANCE) <= aimed.timing.latency_ms <= 3.0
+    assert 3.0 / (1 + GOAL_TOLERANCE) <= aimed.timing.latency_ms <= 3.0
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
@@ -177,7 +177,7 @@ def missed(graph: ChannelGraph, scores: Scores, noise: float, known: Known | Non
     for seed in range(20):
         clock = Processes(graph, noise, seed, known)
         off.append(abs(clock.speedup(aim(graph, scores, GOAL, 1, clock).widths) / GOAL.value - 1))
-    return sum(each > TOLERANCE for each in off)
+    return sum(each > GOAL_TOLERANCE for each in off)
 
 
 @pytest.mark.parametrize("noise", [0.03, 0.05, 0.08])
@@ -198,8 +198,8 @@ def test_plan_is_truly_near_the_goal_where_widths_have_kernels_of_their_own(
         clock = Stepped(graph, 0.02, seed, lambda timing: settled(GOAL, timing))
         off.append(clock.speedup(aim(graph, scores, GOAL, 1, clock).widths) / GOAL.value - 1)
         candidates += clock.candidates
-    assert sum(abs(each) > TOLERANCE for each in off) <= 1
-    assert abs(np.mean(off)) < TOLERANCE / 2
+    assert sum(abs(each) > GOAL_TOLERANCE for each in off) <= 1
+    assert abs(np.mean(off)) < GOAL_TOLERANCE / 2
     assert candidates <= 5 * 20
 
 
@@ -222,7 +222,7 @@ def test_inconclusive_figure_brackets_nothing(graph: ChannelGraph, scores: Score
         return seen[-1]
 
     aimed = aim(graph, scores, GOAL, 1, lies_first)
-    assert 1 <= clock(aimed.widths).speedup / 2.0 <= 1 + TOLERANCE
+    assert 1 <= clock(aimed.widths).speedup / 2.0 <= 1 + GOAL_TOLERANCE
     assert "too noisy" not in " ".join(aimed.notes)
 
 

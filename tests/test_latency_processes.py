@@ -233,6 +233,7 @@ def test_quick_ratio_steers_by_the_same_protocol_without_a_control(spin: Path, m
     ratio = quick_ratio(*files, "spin", IMAGES, SHORT, 0)
     assert seen == {"dense", "compressed"}
     assert ratio.value == pytest.approx(2.0, rel=0.1)
+    assert ratio.dense_p50_ms == pytest.approx(0.6, rel=0.1)
     assert ratio.compressed_p50_ms == pytest.approx(0.3, rel=0.1)
     assert ratio.compressed_interval.low <= ratio.compressed_p50_ms <= ratio.compressed_interval.high
 

@@ -7,9 +7,9 @@ from report_examples import example_report
 
 from edgeprune.payoff import realised, unpaid
 from edgeprune.records import LayerChange, LayerProfile, LayerTime, Unmeasured
+from edgeprune.reporting.goals import payoff
 from edgeprune.reporting.html import html
 from edgeprune.reporting.markdown import markdown
-from edgeprune.reporting.view import payoff
 
 
 def change(name: str, dense_macs: int, macs: int) -> LayerChange:

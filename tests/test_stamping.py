@@ -13,9 +13,9 @@ from toy_networks import PRUNABLE, SHAPE, Chain, Lambda, Residual, bundle_of, ra
 
 from edgeprune.artifacts import Destination, export_network
 from edgeprune.errors import ExportError
+from edgeprune.gauging import Range
 from edgeprune.latency.local import DEVICE
 from edgeprune.latency.settings import LatencyConfig
-from edgeprune.planning import Range
 from edgeprune.pruning.criteria import random as by_chance
 from edgeprune.pruning.graph import trace
 from edgeprune.pruning.plan import allocate, apply, make_plan

@@ -20,7 +20,7 @@ from edgeprune.config import PruneConfig, RecoverConfig
 from edgeprune.console import Console
 from edgeprune.models import digest
 from edgeprune.planning import Wish, plan_for
-from edgeprune.pruning.aim import TOLERANCE, Aimed, Proposals, Timing
+from edgeprune.pruning.aim import Aimed, Proposals, Timing
 from edgeprune.pruning.allocation import Rules
 from edgeprune.pruning.block_allocation import Choice
 from edgeprune.pruning.graph import trace
@@ -29,7 +29,7 @@ from edgeprune.pruning.variants import Variant
 from edgeprune.recovery import training
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.trial import Trial
-from edgeprune.types import Goal, ModelBundle, Scores
+from edgeprune.types import GOAL_TOLERANCE, Goal, ModelBundle, Scores
 
 assert clock  # a fixture for all tests here: layers are not really timed
 IMAGES, MACS = 640, 1e5
@@ -141,7 +141,7 @@ def test_the_plan_that_does_best_is_chosen_and_meets_the_goal(
     assert f"the best of {count} plans of one predicted time after 2 passes of 100 images" in note
     assert "nats from the dense network's answers on 7 held-out images" in note
     aimed = next(note for note in plan.notes if note.startswith("aimed on candidates"))
-    assert 2 <= float(aimed.split(": ")[1].split("x")[0]) <= 2 * (1 + TOLERANCE) + 0.005
+    assert 2 <= float(aimed.split(": ")[1].split("x")[0]) <= 2 * (1 + GOAL_TOLERANCE) + 0.005
 
 
 def test_without_a_trial_the_plan_that_loses_least_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

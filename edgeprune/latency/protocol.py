@@ -129,6 +129,7 @@ def steer(samples: Sequence[BlockSamples], request: LatencyRequest) -> QuickRati
     return QuickRatio(
         value=ratio.value,
         interval=ratio.interval,
+        dense_p50_ms=_stats(run, "dense", request.dense).p50_ms,
         compressed_p50_ms=compressed.p50_ms,
         compressed_interval=compressed.p50_interval,
         processes=len({block.process for block in samples}),

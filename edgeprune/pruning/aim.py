@@ -16,12 +16,11 @@ from typing import Generic, TypeVar
 from edgeprune.errors import PruningError
 from edgeprune.pruning.allocation import FREE, Rules, Widths, by_macs, check_scores, macs_of
 from edgeprune.pruning.shortfall import obstacles
-from edgeprune.types import ChannelGraph, Goal, Progress, Scores
+from edgeprune.types import GOAL_TOLERANCE, ChannelGraph, Goal, Progress, Scores
 
-TOLERANCE = 0.03
 MEASURED = "aimed on candidates before recovery"
-_MIDDLE = 1 + TOLERANCE / 4  # what is aimed at: a hair faster than the goal
-_MOST_MET = 1 + 2 * TOLERANCE / 3  # up to here nothing nearer is looked for: a second measurement has room left
+_MIDDLE = 1 + GOAL_TOLERANCE / 4  # what is aimed at: a hair faster than the goal
+_MOST_MET = 1 + 2 * GOAL_TOLERANCE / 3  # up to here nothing nearer is looked for: a second measurement has room left
 _LEAST_MET = 2 - _MOST_MET  # a speed-up may be short by so much, where that is worth it: likewise
 _TRIES = 7
 _SLOPES = 0.3, 4.0  # how fast a speed-up may rise as MACs fall, in logarithms: what tries are held to
@@ -40,12 +39,13 @@ C = TypeVar("C")
 @dataclass(frozen=True, slots=True)
 class Timing:
     """What a candidate reached: speed-up over the dense file, and its own p50; with their 95 % intervals where the
-    clock is a noisy one (None: the figures are exact)."""
+    clock is a noisy one (None: the figures are exact). `dense_ms` is the dense file's p50 beside it, where it ran."""
 
     speedup: float
     latency_ms: float
     speedup_interval: tuple[float, float] | None = None
     latency_interval: tuple[float, float] | None = None
+    dense_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def just_short(goal: Goal, timing: Timing) -> bool:
     """
     low, _ = bounds(goal, timing)
     share = reached(goal, timing)
-    return goal.kind == "speedup" and _LEAST_MET <= share < 1 and low >= 1 - TOLERANCE and sure(goal, timing)
+    return goal.kind == "speedup" and _LEAST_MET <= share < 1 and low >= 1 - GOAL_TOLERANCE and sure(goal, timing)
 
 
 def settled(goal: Goal, timing: Timing) -> bool:
@@ -179,11 +179,11 @@ def sure(goal: Goal, timing: Timing) -> bool:
     """Whether a timing allows a conclusion: the goal is missed, or exceeded, or the figure is known well enough."""
     low, high = bounds(goal, timing)
     width, share = high / low - 1, reached(goal, timing)
-    if high < 1 or low > _MOST_MET or width <= TOLERANCE / 2:
+    if high < 1 or low > _MOST_MET or width <= GOAL_TOLERANCE / 2:
         return True
     if 1 <= share <= _MOST_MET:  # the last word: it must hold for what is true, not for what was seen
-        return low >= 1 - TOLERANCE and high <= 1 + TOLERANCE
-    return width <= TOLERANCE
+        return low >= 1 - GOAL_TOLERANCE and high <= 1 + GOAL_TOLERANCE
+    return width <= GOAL_TOLERANCE
 
 
 def bounds(goal: Goal, timing: Timing) -> tuple[float, float]:
@@ -263,7 +263,7 @@ def _choose(goal: Goal, tries: Sequence[_Try[C]], how: str, loss: Callable[[C], 
     notes = [f"{how}: {chosen.timing.speedup:.2f}x, p50 {chosen.timing.latency_ms:.3g} ms"]
     if not good:
         notes.insert(0, f"the {name} goal was not reached ({chosen.met:.0%} of it): this is the fastest plan seen")
-    elif chosen.met > 1 + TOLERANCE:
+    elif chosen.met > 1 + GOAL_TOLERANCE:
         wider = any(each.sure and each.met < 1 and each.macs > chosen.macs for each in tries)
         reason = "the wider plans that were tried miss it" if wider else "no wider plan was found"
         if any(each.sure and 1 <= each.met < chosen.met for each in tries):

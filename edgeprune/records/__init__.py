@@ -44,7 +44,7 @@ from edgeprune.records.latency import (
     Ratio,
 )
 from edgeprune.records.machine import Drift, Environment, Heat, Warmth
-from edgeprune.records.plan import GroupPlan, PrunePlan, RefusalRecord
+from edgeprune.records.plan import GroupPlan, PlanTiming, PrunePlan, RefusalRecord
 from edgeprune.records.report import (
     Correction,
     LayerChange,
@@ -118,6 +118,7 @@ __all__ = [
     "PairedDrop",
     "Parity",
     "Placed",
+    "PlanTiming",
     "Predicate",
     "Proportion",
     "PrunePlan",

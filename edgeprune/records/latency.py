@@ -115,6 +115,7 @@ class Ratio(Record):
 class QuickRatio(Ratio):
     """A speed-up from a short run without a control, to steer by; never for a report."""
 
+    dense_p50_ms: float
     compressed_p50_ms: float
     compressed_interval: Interval
     processes: int

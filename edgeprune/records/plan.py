@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from edgeprune.records.base import SCHEMA_VERSION, Record, Sha256
+from edgeprune.records.base import SCHEMA_VERSION, Interval, Record, Sha256
 
 
 class GroupPlan(Record):
@@ -23,10 +23,24 @@ class RefusalRecord(Record):
     layers: tuple[str, ...] = ()
 
 
+class PlanTiming(Record):
+    """What the plan's network was timed at before recovery, beside the dense one: a short run to steer by, no result.
+
+    `interval` is the speed-up's, 95 %. Medians are of the processes that timed this very candidate.
+    """
+
+    runtime: str
+    speedup: float
+    interval: Interval
+    dense_p50_ms: float
+    compressed_p50_ms: float
+
+
 class PrunePlan(Record):
     """What surgery removes from the network whose weights have the digest `parent`.
 
     `removed_blocks` are in the order of their removal; groups of channels that went with them are not in `groups`.
+    `timing` is None where the goal is not in time, and where nothing was timed.
     """
 
     schema_version: Literal["1"] = SCHEMA_VERSION
@@ -49,6 +63,7 @@ class PrunePlan(Record):
     dense_parameters: int
     macs: int
     parameters: int
+    timing: PlanTiming | None = None
     notes: tuple[str, ...] = ()
 
     @property

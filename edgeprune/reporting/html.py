@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from edgeprune.records import Artifact, LayerTime, Report, Unmeasured
-from edgeprune.reporting import curve, figures, ice, numbers, view
+from edgeprune.reporting import curve, figures, goals, ice, numbers, view
 from edgeprune.reporting.attacked import attack_lines
 from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.robustness.suites import effort
@@ -44,7 +44,8 @@ def html(report: Report) -> str:
             curve_plot=curve.curve_plot(report),
             decile_plot=curve.decile_plot(report),
             **_boundary(report),
-            payoff=view.payoff(report),
+            goal_remark=goals.goal_remark(report),
+            payoff=goals.payoff(report),
             layers=tuple(zip(report.layers, figures.layer_bars(report), strict=True)),
             timed_layers=_timed_layers(report),
             gate_command=_gate_command(report),
@@ -159,7 +160,7 @@ _FORMATS: dict[str, Callable[..., object]] = {
     "sentence": sentence,
     "commands": commands,
     "tight": tight,
-    "goal": view.goal,
+    "goal": goals.goal,
     "step_recovery": view.step_recovery,
     "recovery_lines": recovery_lines,
     "threat": view.threat,

@@ -12,6 +12,7 @@ from edgeprune.records import RefusalRecord, Report, Unmeasured, Verdict
 from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.attacked import attack_lines
+from edgeprune.reporting.goals import goal_remark, payoff
 from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.reporting.view import (
     Change,
@@ -22,7 +23,6 @@ from edgeprune.reporting.view import (
     headline,
     judged,
     loose_flags,
-    payoff,
     pieces,
     remedies,
     step_recovery,
@@ -47,7 +47,7 @@ def markdown(report: Report) -> str:
         _folded("Thin ice", _thin_ice(report)),
         _folded("Beside the attack", _beside(report)),
         _folded("Flips, image by image", _flips(report)),
-        _folded("MACs and milliseconds", "\n".join(f"- {text(line)}" for line in payoff(report))),
+        _folded("MACs and milliseconds", _worth(report)),
         _folded(f"Pruned in {len(report.steps) + 1} steps", _steps(report)),
         _folded("Recovery", _recovery(report)),
         _folded(f"Blocks removed ({len(report.plan.removed_blocks)})", _removed(report)),
@@ -121,12 +121,20 @@ def _figure(figure: Figure | None) -> str:
 
 
 def _warnings(report: Report) -> str:
-    found = [*report.warnings, *report.plan.notes]
+    remark = goal_remark(report)
+    found = [*report.warnings, *([remark.text] if remark and remark.warns else []), *report.plan.notes]
     if not isinstance(report.robustness, Unmeasured):
         found.extend(report.robustness.warnings)
     lines = [f"> {text(line)}" for line in dict.fromkeys(found)]
     more = [f"> and {len(lines) - _MANY} more, in report.html"] if len(lines) > _MANY else []
     return "\n>\n".join(lines[:_MANY] + more)
+
+
+def _worth(report: Report) -> str:
+    """What came of the goal, where nothing is wrong with it, and what removed MACs were worth."""
+    remark = goal_remark(report)
+    lines = [*([remark.text] if remark and not remark.warns else []), *payoff(report)]
+    return "\n".join(f"- {text(line)}" for line in lines)
 
 
 def _beside(report: Report) -> str:

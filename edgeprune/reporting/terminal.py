@@ -10,6 +10,7 @@ from edgeprune.records import Report, Verdict
 from edgeprune.reporting import ice
 from edgeprune.reporting import numbers as n
 from edgeprune.reporting.attacked import attack_lines
+from edgeprune.reporting.goals import goal_remark
 from edgeprune.reporting.view import Change, Figure, changes, headline, judged, loose_flags, pieces, remedies
 
 _STYLES = {"pass": "green", "fail": "bold red", "stale": "bold red", "missing": "bold red", "inconclusive": "yellow"}
@@ -26,6 +27,8 @@ def print_summary(report: Report, console: Console) -> None:
         _add(table, row)
     console.print(Text.assemble((plain(report.model.name), "bold"), f" for {plain(report.target.name)}"))
     console.print(table)
+    if remark := goal_remark(report):
+        _print_hanging("goal: ", remark.text, console)
     for name, line in ice.summary(report):
         _print_hanging(f"{name}: ", line, console)
     for name, line in attack_lines(report.robustness):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeprune.payoff import realised, unpaid
 from edgeprune.records import (
     AccuracyComparison,
     Artifact,
@@ -50,7 +49,7 @@ TITLES = {
     "inconclusive": "Not decided",
     "no budgets": "Not judged",
 }
-_LAZY = 6
+_NAMES = 6
 NOT_JUDGED = "No budgets were set, so nothing was judged. Write them under [budget] in edgeprune.toml."
 
 
@@ -195,52 +194,6 @@ def fitting(model: ModelInfo) -> str:
     }
     held = f"held at one value: {', '.join(model.held)}" if model.held else ""
     return "; ".join(part for part in (ways[model.fit], held) if part)
-
-
-_NAMES = 6
-_SHARED = {
-    "channels": "every group's channels",
-    "blocks": "the blocks",
-    "both": "the blocks and of every remaining group's channels",
-}
-
-
-def goal(plan: PrunePlan) -> str:
-    """What pruning aimed at, in words."""
-    value = plan.goal_value
-    words = {
-        "ratio": f"{n.percent(value)} of {_SHARED[plan.scope]} removed",
-        "macs_ratio": f"{n.percent(value)} of the MACs kept",
-        "speedup": f"{value:g} times as fast, measured",
-        "latency_ms": f"a p50 of {value:g} ms, measured",
-    }
-    return words.get(plan.goal, f"{plan.goal} {value:g}")
-
-
-def payoff(report: Report) -> tuple[str, ...]:
-    """What the removed MACs were worth in each runtime, and the layers that did not pay, in sentences."""
-    if isinstance(report.latency, Unmeasured):
-        return ()
-    plan, found = report.plan, []
-    for item in report.latency:
-        share = realised(report, item)
-        if share is not None and item.speedup:
-            fewer = n.times(plan.dense_macs / plan.macs)
-            slower = "pruned, but slower: " if item.verdict == "slower" else ""
-            speed = f"{n.times(item.speedup.value)} as fast in {item.runtime.name}"
-            worth = f"{n.percent(share)} of what MACs promise was realised"
-            found.append(f"{slower}{fewer} fewer MACs made the file {speed}: {worth}")
-    if not isinstance(report.layer_times, Unmeasured) and found:
-        lazy = [
-            f"{layer.name} ({n.change(layer.dense_macs, layer.macs)} MACs, "
-            f"{n.change(time.dense_ms or 0.0, time.compressed_ms or 0.0)} time)"
-            for layer, time in unpaid(report.layers, report.layer_times)
-        ]
-        if lazy:
-            more = f" and {len(lazy) - _LAZY} more" if len(lazy) > _LAZY else ""
-            runtime = report.layer_times.runtime
-            found.append(f"by the profile of {runtime} these did not pay: {', '.join(lazy[:_LAZY])}{more}")
-    return tuple(found)
 
 
 def step_recovery(info: RecoveryInfo | Unmeasured) -> str:
