@@ -13,21 +13,22 @@ from edgeprune.types import GOAL_TOLERANCE
 
 _WORTH = 0.02  # of the network's time: what takes less is not worth a word
 _CUT, _PAID = 0.1, 0.5
-_MOVED = 0.05  # of the dense file's p50: what two short measurements of one state of a machine hardly differ by
+_MOVED = 0.05  # of a p50: what two short measurements of one state of a machine hardly differ by
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a goal in time, as the shipped file was measured on the first runtime.
 
-    `share`: of the goal, with its interval: 1 is exactly met, above 1 is faster. `dense_change`: how much longer the
-    dense file took than when the plan was made, as a share (None: it was not timed then).
+    `share`: of the goal, with its interval: 1 is exactly met, above 1 is faster. `changes`: how much longer the dense
+    file and the compressed one took than when the plan was made, as shares (None: they were not timed then). Recovery
+    changes weights, and those cost nothing: what changes is the machine.
     """
 
     item: LatencyComparison
     share: float
     interval: Interval
-    dense_change: float | None
+    changes: tuple[float, float] | None
 
     @property
     def met(self) -> bool:
@@ -37,7 +38,7 @@ class Outcome:
     @property
     def moved(self) -> bool:
         """The machine was in another state when the plan was made: its speed-up was of that state."""
-        return self.dense_change is not None and abs(self.dense_change) > _MOVED
+        return self.changes is not None and max(map(abs, self.changes)) > _MOVED
 
 
 def outcome(report: Report) -> Outcome | None:
@@ -55,8 +56,10 @@ def outcome(report: Report) -> Outcome | None:
     else:
         p50 = item.compressed.p50_interval
         reached, ends = goal / item.compressed.p50_ms, (goal / p50.high, goal / p50.low)
-    change = item.dense.p50_ms / plan.timing.dense_p50_ms - 1 if plan.timing else None
-    return Outcome(item, reached, Interval(low=ends[0], high=ends[1]), change)
+    changes: tuple[float, float] | None = None
+    if then := plan.timing:
+        changes = item.dense.p50_ms / then.dense_p50_ms - 1, item.compressed.p50_ms / then.compressed_p50_ms - 1
+    return Outcome(item, reached, Interval(low=ends[0], high=ends[1]), changes)
 
 
 def realised(report: Report, item: LatencyComparison) -> float | None:

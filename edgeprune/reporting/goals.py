@@ -72,16 +72,17 @@ def _figures(item: LatencyComparison) -> str:
 def _planned(report: Report, found: Outcome) -> str:
     """What the plan was timed at, and whether the machine has changed since then."""
     before = report.plan.timing
-    if before is None or found.dense_change is None:
+    if before is None or found.changes is None:
         return ""
-    told = f"; planned at {n.times(before.speedup)}, p50 {n.milliseconds(before.compressed_p50_ms)}"
+    ends = n.milliseconds(before.dense_p50_ms), n.milliseconds(before.compressed_p50_ms)
+    told = f"; planned at {n.times(before.speedup)} ({' to '.join(ends)})"
     if not found.moved:
         return told
-    then, now = n.milliseconds(before.dense_p50_ms), n.milliseconds(found.item.dense.p50_ms)
-    change = n.signed(n.percent(found.dense_change))
+    dense, compressed = (n.signed(n.percent(change)) for change in found.changes)
     return (
-        f"{told}, when the dense file took {then}; now it takes {now} ({change}): the machine is in another state "
-        "(its clock, or what its caches and memory are shared with), and a speed-up is of a state"
+        f"{told}, and since then the dense file's time has changed by {dense}, the compressed one's by {compressed}: the "
+        "machine is in another state (its clock, or what its caches and memory are shared with), and a speed-up is of "
+        "a state"
     )
 
 

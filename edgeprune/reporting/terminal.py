@@ -28,7 +28,7 @@ def print_summary(report: Report, console: Console) -> None:
     console.print(Text.assemble((plain(report.model.name), "bold"), f" for {plain(report.target.name)}"))
     console.print(table)
     if remark := goal_remark(report):
-        _print_hanging("goal: ", remark.text, console)
+        _print_hanging("Goal: ", remark.text, console)
     for name, line in ice.summary(report):
         _print_hanging(f"{name}: ", line, console)
     for name, line in attack_lines(report.robustness):
