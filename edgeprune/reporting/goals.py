@@ -80,9 +80,9 @@ def _planned(report: Report, found: Outcome) -> str:
         return told
     dense, compressed = (n.signed(n.percent(change)) for change in found.changes)
     return (
-        f"{told}, and since then the dense file's time has changed by {dense}, the compressed one's by {compressed}: the "
-        "machine is in another state (its clock, or what its caches and memory are shared with), and a speed-up is of "
-        "a state"
+        f"{told}, and since then the dense file's time has changed by {dense}, the compressed one's by {compressed}: "
+        "the machine is in another state (its clock, or what its caches and memory are shared with), and a speed-up is "
+        "of a state"
     )
 
 
