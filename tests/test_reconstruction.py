@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from edgeprune.recovery.corrections import affordable
 from edgeprune.recovery.reconstruction import reconstruct
 from edgeprune.recovery.recover import Task, recover
 from edgeprune.recovery.settings import RecoverConfig
+from edgeprune.reporting.recovered import recovery_lines
 from edgeprune.types import Goal, ModelBundle
 
 
@@ -154,6 +156,22 @@ def test_recovery_measures_corrections_and_keeps_what_helps() -> None:
     assert isinstance(before, RecoveryInfo)
     assert before.corrections == ()
     assert error(found, dense) != error(plain, dense)
+
+
+@pytest.mark.parametrize("layer", ["conv1.0", "head.fc"])
+def test_network_whose_answers_are_no_numbers_is_fitted_all_the_same(layer: str) -> None:
+    dense, pruned, kept, _ = cut(randomized(Chain()))
+    with torch.no_grad():
+        pruned.module.get_parameter(f"{layer}.weight").mul_(math.inf)
+    task = Task(RecoverConfig(recipe="calibrate"), split_of(*stripes(256)), 0, kept=kept)
+    _, info = recover(pruned, dense, task)
+    assert isinstance(info, RecoveryInfo)
+    assert info.corrections
+    for made in info.corrections:
+        assert made.distance_before is None
+        assert made.kept == (made.distance_after is not None)
+    lines = recovery_lines(info)
+    assert any("distance to the dense network unmeasured to" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ class SplitInfo(Record):
 class Correction(Record):
     """A closed-form correction, on `held_out` images of the training split: it was `kept` where it helped.
 
-    Distances are mean KL divergences from the dense network's answers, in nats. `skipped`: (layer, reason).
+    Distances are mean KL divergences from the dense network's answers, in nats (None: those of answers that are no
+    numbers). `skipped`: (layer, reason).
     """
 
     name: str
@@ -57,8 +58,8 @@ class Correction(Record):
     skipped: tuple[tuple[str, str], ...] = ()
     accuracy_before: float
     accuracy_after: float
-    distance_before: float
-    distance_after: float
+    distance_before: float | None
+    distance_after: float | None
     kept: bool
 
 

@@ -89,9 +89,7 @@ def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split
             continue
         recalibrate(network, train, task.device, seed=task.seed)
         after = jury.judge(network, robust=False)
-        assert before.far is not None
-        assert after.far is not None
-        helped = after.far < before.far and (after.accuracy or 0) >= (before.accuracy or 0)
+        helped = _nearer(after.nats, before.nats) and (after.accuracy or 0) >= (before.accuracy or 0)
         if not helped:
             network.load_state_dict(saved)
         made.append(
@@ -101,11 +99,16 @@ def correct(student: ModelBundle, teacher: ModelBundle, jury: Jury, train: Split
                 skipped=fitted.skipped,
                 accuracy_before=before.accuracy or 0.0,
                 accuracy_after=after.accuracy or 0.0,
-                distance_before=before.far,
-                distance_after=after.far,
+                distance_before=before.nats,
+                distance_after=after.nats,
                 kept=helped,
             )
         )
         if helped:  # it has corrected the means, too
             break
     return tuple(made)
+
+
+def _nearer(after: float | None, before: float | None) -> bool:
+    """Whether a distance shrank; None is that of answers that are no numbers, further away than any."""
+    return after is not None and (before is None or after < before)

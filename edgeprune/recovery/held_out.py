@@ -84,15 +84,16 @@ class Judged:
     further: float | None = None
 
     @property
-    def distance(self) -> float | None:
-        """What tells apart what the score does not: `far`, or its mean with `further` where that was looked at.
+    def nats(self) -> float | None:
+        """`far` where it is a number: a network may answer with none."""
+        return _finite(self.far)
 
-        None, too, where it is not finite.
-        """
-        if self.far is None:
-            return None
-        found = self.far if self.further is None else (self.far + self.further) / 2
-        return found if math.isfinite(found) else None
+    @property
+    def distance(self) -> float | None:
+        """What tells apart what the score does not: `nats`, or its mean with `further` where that was looked at."""
+        if self.far is None or self.further is None:
+            return self.nats
+        return _finite((self.far + self.further) / 2)
 
     @property
     def score(self) -> float | None:
@@ -100,6 +101,10 @@ class Judged:
         if self.accuracy is None or self.robust is None:
             return self.accuracy
         return (self.accuracy + self.robust) / 2
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

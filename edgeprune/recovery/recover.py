@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -175,8 +174,8 @@ def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:
         accuracy_after=after.accuracy,
         robust_before=before.robust,
         robust_after=after.robust,
-        distance_before=_finite(before.far),
-        distance_after=_finite(after.far),
+        distance_before=before.nats,
+        distance_after=after.nats,
         robust_eps=reach if after.robust is not None else None,
         corrections=made.corrections,
         precision=course.precision if course else "float32",
@@ -184,10 +183,6 @@ def _info(settings: RecoverConfig, made: _Made, jury: Jury) -> RecoveryInfo:
         notes=(*made.notes, *(course.notes if course else ())),
         seconds=made.seconds,
     )
-
-
-def _finite(nats: float | None) -> float | None:
-    return nats if nats is not None and math.isfinite(nats) else None
 
 
 def _task_key(task: Task, *digests: str) -> str:

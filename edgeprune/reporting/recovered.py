@@ -42,9 +42,13 @@ def _correction(made: Correction) -> str:
     skipped = f"; {len(made.skipped)} could not be fitted" if made.skipped else ""
     return (
         f"{made.name} of {made.layers} layers, without training: {_share(made.accuracy_before)} to "
-        f"{_share(made.accuracy_after)}, distance to the dense network {n.significant(made.distance_before)} to "
-        f"{n.significant(made.distance_after)} nats, {'kept' if made.kept else 'not kept'}{skipped}"
+        f"{_share(made.accuracy_after)}, distance to the dense network {_nats(made.distance_before)} to "
+        f"{_nats(made.distance_after)} nats, {'kept' if made.kept else 'not kept'}{skipped}"
     )
+
+
+def _nats(value: float | None) -> str:
+    return "unmeasured" if value is None else n.significant(value)
 
 
 def _share(value: float | None) -> str:
