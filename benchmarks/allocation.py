@@ -110,13 +110,16 @@ def opened(name: str, options: argparse.Namespace, console: TerminalConsole) -> 
     return Case(name, dense, train, test, range_, options.criterion, console)
 
 
-def ours(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBundle, tuple[str, ...]]:
-    """What edgeprune's plan for the goal leaves, and the notes of the plan."""
+def ours(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBundle, dict[str, Any]]:
+    """What edgeprune's plan for the goal leaves, and what the plan says: its notes, and what it was timed at."""
     graph = trace(case.dense)
     settings = PruneConfig(criterion=case.criterion, **changes)
     wish = Wish(goal, settings, 8, Rules(settings.ranking), case.train, 0, "cpu")
     found = plan_for(case.dense, graph, wish, case.range, case.console)
-    return apply(found, case.dense, graph), found.notes
+    told: dict[str, Any] = {"notes": found.notes}
+    if timing := found.timing:
+        told |= {"speedup": timing.speedup, "p50_ms": [timing.dense_p50_ms, timing.compressed_p50_ms]}
+    return apply(found, case.dense, graph), told
 
 
 def stock(case: Case, ratio: float, changes: dict[str, Any]) -> ModelBundle:
@@ -136,7 +139,7 @@ def stock(case: Case, ratio: float, changes: dict[str, Any]) -> ModelBundle:
     return dataclasses.replace(case.dense, module=module.eval(), digest=digest(module))
 
 
-def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBundle, tuple[str, ...]]:
+def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBundle, dict[str, Any]]:
     """The peer at the pruning ratio whose network was measured to meet the goal, found as edgeprune finds its own."""
     whole = macs(case.dense.module, case.dense.input_shape)
     made: dict[float, tuple[ModelBundle, float]] = {}
@@ -159,7 +162,9 @@ def aimed_peer(case: Case, goal: Goal, changes: dict[str, Any]) -> tuple[ModelBu
         found = aim_among(
             goal, Proposals(propose, lambda ratio: at(ratio)[1]), lambda ratio: timed(at(ratio)[0], known)
         )
-    return at(found.widths)[0], found.notes
+    timing = found.timing
+    told = {"notes": found.notes, "speedup": timing.speedup, "p50_ms": [timing.dense_ms, timing.latency_ms]}
+    return at(found.widths)[0], told
 
 
 def macs(module: nn.Module, shape: tuple[int, int, int]) -> float:
@@ -204,9 +209,9 @@ class Study:
 def plan(study: Study, case: Case, key: str, arm: str, speedup: float) -> None:
     """Cut the network for the goal; what it lost. An arm that breaks the network is noted with its error."""
     started, goal = time.perf_counter(), Goal("speedup", speedup)
-    choose: Callable[..., tuple[ModelBundle, tuple[str, ...]]] = ours if arm in OURS else aimed_peer
+    choose: Callable[..., tuple[ModelBundle, dict[str, Any]]] = ours if arm in OURS else aimed_peer
     try:
-        pruned, notes = choose(case, goal, (OURS | PEERS)[arm])
+        pruned, told = choose(case, goal, (OURS | PEERS)[arm])
         share = macs(pruned.module, pruned.input_shape) / macs(case.dense.module, pruned.input_shape)
     except Exception as error:  # a peer may cut a network so that it no longer runs: that is its result
         if arm in OURS:
@@ -216,7 +221,7 @@ def plan(study: Study, case: Case, key: str, arm: str, speedup: float) -> None:
     path = study.file(key)
     path.parent.mkdir(exist_ok=True)
     torch.save(pruned.module, path)
-    figures = {"macs": share, "kept_weights": kept_weights(pruned, case.dense), "notes": notes}
+    figures = {"macs": share, "kept_weights": kept_weights(pruned, case.dense), **told}
     study.note(key, "plan", {**figures, "planning_s": time.perf_counter() - started})
 
 
@@ -265,7 +270,7 @@ def clocked(study: Study, case: Case, key: str, seed: str) -> None:
     assert found.speedup
     assert found.compressed
     interval = [found.speedup.interval.low, found.speedup.interval.high]
-    p50s = [found.dense.p50_ms, found.compressed.p50_ms]  # whether the machine is in the state that it was planned in
+    p50s = [found.dense.p50_ms, found.compressed.p50_ms]  # beside the plan's: is the machine in the state of then
     timed = {"speedup": found.speedup.value, "interval": interval, "verdict": found.verdict, "p50_ms": p50s}
     study.note(key, "latency", timed)
 
