@@ -329,7 +329,7 @@ def main() -> None:
                         if seed not in known:
                             train(study, case, key, seed, options.epochs)
                     if phase == "measure" and not study.has(key, "latency"):
-                        clocked(study, case, key, seeds[0] if case.test else "")
+                        clocked(study, case, key, seeds[0] if study.file(key, seeds[0]).exists() else "")
     print(table(study.found))
 
 
