@@ -42,7 +42,7 @@ class Outcome:
 
 
 def outcome(report: Report) -> Outcome | None:
-    """None where the goal is not in time, and where it was not measured whether it is met."""
+    """None where the goal is not in time, where it was not measured whether it is met, and of times that cannot be."""
     plan, latency = report.plan, report.latency
     if isinstance(latency, Unmeasured) or plan.goal not in ("speedup", "latency_ms") or plan.goal_value <= 0:
         return None
@@ -50,14 +50,17 @@ def outcome(report: Report) -> Outcome | None:
     item = next((each for each in latency if each.runtime.name == name), None)
     if item is None or item.speedup is None or item.compressed is None:
         return None
-    goal = plan.goal_value
+    then, goal = plan.timing, plan.goal_value
+    told = [item.speedup.interval.low, item.dense.p50_ms, item.compressed.p50_ms, item.compressed.p50_interval.low]
+    if min(told + ([then.dense_p50_ms, then.compressed_p50_ms] if then else [])) <= 0:
+        return None
     if plan.goal == "speedup":
         reached, ends = item.speedup.value / goal, (item.speedup.interval.low / goal, item.speedup.interval.high / goal)
     else:
         p50 = item.compressed.p50_interval
         reached, ends = goal / item.compressed.p50_ms, (goal / p50.high, goal / p50.low)
     changes: tuple[float, float] | None = None
-    if then := plan.timing:
+    if then:
         changes = item.dense.p50_ms / then.dense_p50_ms - 1, item.compressed.p50_ms / then.compressed_p50_ms - 1
     return Outcome(item, reached, Interval(low=ends[0], high=ends[1]), changes)
 

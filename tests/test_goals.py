@@ -85,6 +85,13 @@ def test_unmeasured_goal_is_not_called_met() -> None:
     assert goal_remark(report_of().model_copy(update={"latency": (alone,)})) is None
 
 
+@pytest.mark.parametrize("dense_ms", [0.0, -1.0])
+def test_times_that_cannot_be_have_no_outcome(dense_ms: float) -> None:
+    report = report_of(timing=planned_at(dense_ms))
+    assert outcome(report) is None
+    assert "asked for" not in markdown(report)
+
+
 @pytest.mark.parametrize(
     ("speedup", "spread", "said", "warns"),
     [

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from edgeprune.types import Floats, Progress
 
 QUICK_PROCESSES, QUICK_BLOCKS, QUICK_BLOCK_MS = 3, 10, 25.0
-QUICK_LOOKS = (QUICK_PROCESSES, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-"""Processes that a candidate is timed in, until its interval says enough: about a minute at the most. Looks that are
+QUICK_LOOKS = (QUICK_PROCESSES, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48)
+"""Processes that a candidate is timed in, until its interval says enough: a minute or two at the most. Looks that are
 twice as far apart cost a third more processes in noise, and miss the goal as seldom."""
 SHORT = {
     "processes": QUICK_PROCESSES,
@@ -172,7 +172,7 @@ def quick_ratio(
     """The same protocol in about three seconds: a speed-up to steer by, with its p50s; not for a report.
 
     No control runs beside it, which would take a third of the time: a candidate needs no verdict.
-    Where that is not `enough`, more processes run and all are pooled: looks after 3, 4, 5, 6, 8 and so on, at most 32.
+    Where that is not `enough`, more processes run and all are pooled: looks after 3, 4, 5, 6, 8 and so on, at most 48.
     """
     short = settings.model_copy(update=SHORT)
     plan = replace(stopping.plan_of(short, 2), looks=QUICK_LOOKS)
