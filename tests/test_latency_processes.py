@@ -38,7 +38,9 @@ class Spinner:
         self.seconds = 1e-6 * float(path.read_text())
         print("chatter on stdout")
         seen = f"{os.getpid()} {sorted(os.sched_getaffinity(0))} {'torch' in sys.modules}"
-        Path(os.environ["SPIN_LOG"]).write_text(seen)
+        log = Path(os.environ["SPIN_LOG"])
+        log.with_suffix(".new").write_text(seen)
+        log.with_suffix(".new").replace(log)  # each session writes it: a reader must not see it empty
 
     def logits(self, images):
         end = time.perf_counter() + self.seconds
@@ -157,7 +159,7 @@ def test_no_timing_process_outlives_its_caller(spin: Path, sent: signal.Signals)
     with subprocess.Popen([sys.executable, "-c", CALLER, request.model_dump_json()], stderr=subprocess.PIPE) as caller:
         try:
             log = spin / "log"
-            _wait_for(lambda: log.exists() and log.read_text() != "")
+            _wait_for(log.exists)
             worker = int(log.read_text().split()[0])
             caller.send_signal(sent)
             caller.wait(timeout=20)
