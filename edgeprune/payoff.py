@@ -9,18 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeprune.records import Interval, LatencyComparison, LayerChange, LayerProfile, LayerTime, Report, Unmeasured
-from edgeprune.types import GOAL_TOLERANCE
+from edgeprune.types import GOAL_TOLERANCE, Goal
 
 _WORTH = 0.02  # of the network's time: what takes less is not worth a word
 _CUT, _PAID = 0.1, 0.5
 _MOVED = 0.05  # of a p50: what two short measurements of one state of a machine hardly differ by
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a goal in time, as the shipped file was measured on the first runtime.
 
-    `share`: of the goal, with its interval: 1 is exactly met, above 1 is faster. `changes`: how much longer the dense
+    `share`: of the goal, with its interval: 1 is exactly met, above 1 is faster. `least`: the share that meets it: a
+    speed-up is a wish, a latency is a limit that nothing may exceed. `changes`: how much longer the dense
     file and the compressed one took than when the plan was made, as shares (None: they were not timed then). Recovery
     changes weights, and those cost nothing: what changes is the machine.
     """
@@ -28,12 +31,13 @@ class Outcome:
     item: LatencyComparison
     share: float
     interval: Interval
+    least: float
     changes: tuple[float, float] | None
 
     @property
     def met(self) -> bool:
-        """Within the tolerance, on either side."""
-        return abs(self.share - 1) <= GOAL_TOLERANCE + 1e-9
+        """Within the tolerance: on either side of a speed-up, below a latency."""
+        return self.least - _ROUNDING <= self.share <= 1 + GOAL_TOLERANCE + _ROUNDING
 
     @property
     def moved(self) -> bool:
@@ -44,25 +48,26 @@ class Outcome:
 def outcome(report: Report) -> Outcome | None:
     """None where the goal is not in time, where it was not measured whether it is met, and of times that cannot be."""
     plan, latency = report.plan, report.latency
-    if isinstance(latency, Unmeasured) or plan.goal not in ("speedup", "latency_ms") or plan.goal_value <= 0:
+    if isinstance(latency, Unmeasured) or plan.goal_value <= 0:
         return None
-    name = plan.timing.runtime if plan.timing else latency[0].runtime.name
+    if plan.goal == "speedup":
+        goal, least = Goal("speedup", plan.goal_value), 1 - GOAL_TOLERANCE
+    elif plan.goal == "latency_ms":
+        goal, least = Goal("latency_ms", plan.goal_value), 1.0
+    else:
+        return None
+    then = plan.timing
+    name = then.runtime if then else latency[0].runtime.name
     item = next((each for each in latency if each.runtime.name == name), None)
     if item is None or item.speedup is None or item.compressed is None:
         return None
-    then, goal = plan.timing, plan.goal_value
-    told = [item.speedup.interval.low, item.dense.p50_ms, item.compressed.p50_ms, item.compressed.p50_interval.low]
-    if min(told + ([then.dense_p50_ms, then.compressed_p50_ms] if then else [])) <= 0:
+    ratio, ms, p50 = item.speedup.interval, item.compressed.p50_ms, item.compressed.p50_interval
+    before = (then.dense_p50_ms, then.compressed_p50_ms) if then else ()
+    if min(ratio.low, item.dense.p50_ms, ms, p50.low, *before) <= 0:
         return None
-    if plan.goal == "speedup":
-        reached, ends = item.speedup.value / goal, (item.speedup.interval.low / goal, item.speedup.interval.high / goal)
-    else:
-        p50 = item.compressed.p50_interval
-        reached, ends = goal / item.compressed.p50_ms, (goal / p50.high, goal / p50.low)
-    changes: tuple[float, float] | None = None
-    if then:
-        changes = item.dense.p50_ms / then.dense_p50_ms - 1, item.compressed.p50_ms / then.compressed_p50_ms - 1
-    return Outcome(item, reached, Interval(low=ends[0], high=ends[1]), changes)
+    ends = Interval(low=goal.share(ratio.low, p50.high), high=goal.share(ratio.high, p50.low))
+    changes = (item.dense.p50_ms / then.dense_p50_ms - 1, ms / then.compressed_p50_ms - 1) if then else None
+    return Outcome(item, goal.share(item.speedup.value, ms), ends, least, changes)
 
 
 def realised(report: Report, item: LatencyComparison) -> float | None:

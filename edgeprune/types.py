@@ -264,6 +264,10 @@ class Goal:
     kind: GoalKind
     value: float
 
+    def share(self, speedup: float, latency_ms: float) -> float:
+        """Share of a goal in time that these figures reach: 1 is exactly met, above 1 is faster."""
+        return speedup / self.value if self.kind == "speedup" else self.value / latency_ms
+
 
 GOAL_TOLERANCE = 0.03
 """A goal in time is met where the measured figure lies within this share of it."""

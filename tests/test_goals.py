@@ -61,6 +61,22 @@ def test_share_of_a_latency_is_asked_over_measured() -> None:
     assert found.interval.high == pytest.approx(0.4 / (COMPRESSED_MS * 0.985))
 
 
+@pytest.mark.parametrize(
+    ("limit_ms", "said"),
+    [
+        (0.412, "met: "),
+        (0.42, "met: "),
+        (0.41, "missed by 0.5 %, which the interval does not exclude: "),
+        (0.4, "missed by 2.9 %: "),
+    ],
+)
+def test_latency_is_a_limit_that_nothing_may_exceed(limit_ms: float, said: str) -> None:
+    remark = goal_remark(report_of(goal="latency_ms", goal_value=limit_ms))
+    assert remark
+    assert f"asked for a p50 of {limit_ms:g} ms, {said}" in remark.text
+    assert remark.warns is not said.startswith("met")
+
+
 def test_runtime_that_was_aimed_at_decides() -> None:
     found = outcome(report_of(timing=planned_at(0.808, 0.35, "openvino")))
     assert found

@@ -153,7 +153,7 @@ def aim_among(
 
 def reached(goal: Goal, timing: Timing) -> float:
     """Share of the goal that a timing reaches: 1 is exactly met, above 1 is faster."""
-    return timing.speedup / goal.value if goal.kind == "speedup" else goal.value / timing.latency_ms
+    return goal.share(timing.speedup, timing.latency_ms)
 
 
 def just_short(goal: Goal, timing: Timing) -> bool:
@@ -188,11 +188,9 @@ def sure(goal: Goal, timing: Timing) -> bool:
 
 def bounds(goal: Goal, timing: Timing) -> tuple[float, float]:
     """The interval of the share of the goal that a timing reaches."""
-    if goal.kind == "speedup":
-        low, high = timing.speedup_interval or (timing.speedup, timing.speedup)
-        return low / goal.value, high / goal.value
-    low, high = timing.latency_interval or (timing.latency_ms, timing.latency_ms)
-    return goal.value / high, goal.value / low
+    slowest, fastest = timing.speedup_interval or (timing.speedup, timing.speedup)
+    least_ms, most_ms = timing.latency_interval or (timing.latency_ms, timing.latency_ms)
+    return goal.share(slowest, most_ms), goal.share(fastest, least_ms)
 
 
 def _next_candidate(goal: Goal, proposals: Proposals[C], tries: Sequence[_Try[C]]) -> C | None:
