@@ -298,6 +298,7 @@ ATTENTION = {"k": floats(2, 4, 5, 6), "v": floats(2, 4, 5, 3)}
 EVERYTHING = cases(ELEMENTWISE, LINEAR, POOLS, STATISTICS, MOVEMENTS, RESAMPLING) + cases(
     case("Attention", (23,), "x k v", ATTENTION),
     case("Attention", (23,), "x k v m", {**ATTENTION, "m": RANDOM.random((7, 5)) > 0.3}, scale=0.3),
+    case("Attention", (23,), "x k v m", {**ATTENTION, "m": np.arange(7)[:, None] > np.arange(5)}),  # the first: nowhere
     case(
         "Attention",
         (23,),

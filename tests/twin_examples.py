@@ -90,6 +90,10 @@ def number(value: Any, dtype: Any = np.float32) -> np.ndarray:
     return np.array(value, dtype)
 
 
+RELATIVE = 1e-3
+"""Of a value: a tolerance above it is a step of quantised values, which is absolute."""
+
+
 def compare(
     folder: Path, model: onnx.ModelProto, x: np.ndarray, tolerance: float = 2e-5, **how: bool
 ) -> np.ndarray | None:
@@ -99,6 +103,6 @@ def compare(
     found, gradient = run_twin(path, x)
     assert found.dtype == expected.dtype or not np.issubdtype(expected.dtype, np.floating)
     assert found.shape == expected.shape
-    assert np.allclose(found, expected, rtol=tolerance, atol=tolerance), np.abs(found - expected).max()
+    assert np.allclose(found, expected, rtol=min(tolerance, RELATIVE), atol=tolerance), np.abs(found - expected).max()
     assert gradient is None or np.isfinite(gradient).all()
     return gradient

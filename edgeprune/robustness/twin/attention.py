@@ -28,7 +28,7 @@ def _attention(node: Node) -> Compute:
         allowed = _allowed(scores, mask, causal)
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        result = torch.softmax(scores if allowed is None else scores + allowed, -1) @ v
+        result = _weights(scores, allowed) @ v
         return result.transpose(1, 2).flatten(2) if flat else result
 
     return attend
@@ -37,6 +37,14 @@ def _attention(node: Node) -> Compute:
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """(N, tokens, heads * size) to (N, heads, tokens, size)."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _weights(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax over the tokens that one may look at; zeros where there is none, as ONNX Runtime has it, and no NaN."""
+    if allowed is None:
+        return torch.softmax(scores, -1)
+    nowhere = torch.isneginf(allowed).all(-1, keepdim=True)
+    return torch.softmax(scores + allowed.masked_fill(nowhere, 0.0), -1).masked_fill(nowhere, 0.0)
 
 
 def _allowed(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
